@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn names_of_layers_interfaces_and_users_are_completed() {
-        assert_eq!(completed(&["crafter", "ls", "TC"]), ["TCP", "TCPerror"]);
+        assert_eq!(completed(&["crafter", "ls", "TC"]), ["TCP", "TCPAOValue", "TCPquote"]);
         assert_eq!(completed(&["crafter", "show", "--first", "Eth"]), ["Ether"]);
         for command in ["sr", "sniff", "replay", "leases", "counters", "get"] {
             assert!(completed(&["crafter", command, "--interface", "l"]).contains(&"lo".to_owned()), "{command}");

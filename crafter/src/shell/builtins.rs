@@ -21,6 +21,8 @@ use crate::{
 
 /// Largest `count` of `send()`.
 const MAX_COUNT: u64 = 1_000_000_000;
+/// How often `send(loop=1)` sends: years at any rate.
+const FOREVER: u64 = 1 << 48;
 /// Largest `count` of `sniff()`.
 const MAX_SNIFFED: u64 = 1_000_000;
 /// Packets that one call prints.
@@ -33,6 +35,7 @@ impl<W: World> Shell<W> {
         Ok(match bound.function.name {
             "send" | "sendp" => self.send(&bound).await?,
             "sr" | "srp" => {
+                self.check_interface(&bound)?;
                 let options = exchange(&bound)?;
                 let exchange = self.world.sr(sent(&bound, "packets")?, &options).await.map_err(failed(at))?;
                 self.notices.extend(exchange.note);
@@ -43,6 +46,7 @@ impl<W: World> Shell<W> {
                 Object::Tuple(Items::new(parts.into()).map_err(|reason| Fault::new(at, reason))?)
             }
             "sr1" | "srp1" => {
+                self.check_interface(&bound)?;
                 let packet = bound.packet("packet")?;
                 let options = exchange(&bound)?;
                 self.world.sr1(packet, &options).await.map_err(failed(at))?.map_or(Object::None, Object::from)
@@ -92,6 +96,10 @@ impl<W: World> Shell<W> {
                 let (packet, (at, layer)) = (bound.packet("packet")?, bound.need("layer")?);
                 Object::Bool(match layer {
                     Object::Layer(kind) => packet.layers().iter().any(|layer| layer.kind() == *kind),
+                    Object::Text(name) => {
+                        let kind = Kind::named(name).map_err(|reason| Fault::new(at, reason))?;
+                        packet.layers().iter().any(|layer| layer.kind() == kind)
+                    }
                     other => return Err(Fault::new(at, format_args!("expected a layer, got {}", other.is()))),
                 })
             }
@@ -125,9 +133,23 @@ impl<W: World> Shell<W> {
         })
     }
 
+    /// Rejects another interface than that of the shell, through which its packets go.
+    fn check_interface(&self, bound: &Bound) -> Result<(), Fault> {
+        let Some(wanted) = bound.text("iface")? else { return Ok(()) };
+        let reason = match self.world.interface() {
+            Some(interface) if interface == wanted => return Ok(()),
+            Some(interface) => format!("this shell sends through {interface}"),
+            None => "this shell sends through the interface of the route".to_owned(),
+        };
+        let at = bound.get("iface").map_or(bound.at, |(at, _)| at);
+        Err(Fault::new(at, format_args!("{reason}; `crafter shell --interface {wanted}` starts one for {wanted}")))
+    }
+
     async fn send(&mut self, bound: &Bound) -> Result<Object, Fault> {
         let packets = sent(bound, "packets")?;
-        let count = bound.number("count", 1, MAX_COUNT)?.unwrap_or(1);
+        self.check_interface(bound)?;
+        // Until Ctrl-C.
+        let count = if bound.flag("loop")? { FOREVER } else { bound.number("count", 1, MAX_COUNT)?.unwrap_or(1) };
         let sent = self.world.send(packets, count, bound.pace()?).await.map_err(failed(bound.at))?;
         Ok(Object::Number(sent.into()))
     }

@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn layers_functions_and_variables_are_completed() {
         completes("sr", &["sr(", "sr1(", "srp(", "srp1("]);
-        completes("x = TC", &["TCP(", "TCPerror("]);
+        completes("x = TC", &["TCP(", "TCPAOValue(", "TCPquote("]);
         completes("po", &["port"]);
         completes("sr1(IP(dst=\"192.0.2.1\")/UD", &["UDP("]);
         completes("x = \"sr", &[]);

@@ -274,6 +274,7 @@ impl<W: World> Environment for Shell<W> {
 
     async fn call(&mut self, call: Called) -> Result<Object, Fault> {
         match signature::named(&call.name) {
+            Some(function) if function.name == "print" => signature::print(call),
             Some(function) => self.function(function.bind(call)?).await,
             None => Err(Fault::new(call.at, self.unknown(&call.name))),
         }

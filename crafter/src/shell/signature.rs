@@ -30,19 +30,21 @@ const fn function(name: &'static str, parameters: &'static str, doc: &'static st
     Function { name, parameters, doc }
 }
 
-const SR: &str = "packets, timeout=2, retry=0, rate=None, multi=False";
-const SNIFF: &str = "filter=None, count=None, timeout=None, iface=None";
-const SR1: &str = "packet, timeout=2, retry=0";
+const SR: &str = "packets, timeout=2, retry=0, rate=None, multi=False, inter=None, iface=None, verbose=None";
+const SNIFF: &str = "filter=None, count=None, timeout=None, iface=None, verbose=None";
+const SEND: &str = "packets, count=1, rate=None, inter=None, loop=0, iface=None, verbose=None";
+const SR1: &str = "packet, timeout=2, retry=0, iface=None, verbose=None";
 
 /// All functions, in the order of the help.
 pub(crate) const FUNCTIONS: &[Function] = &[
     function("sr1", SR1, "Send a packet; returns the first reply, or None"),
     function("sr", SR, "Send packets; returns (answered, unanswered). Pairs have .request .reply .rtt .time"),
-    function("send", "packets, count=1, rate=None", "Send packets, count times; returns how many were sent"),
+    function("send", SEND, "Send packets, count times or with loop=1 until Ctrl-C; returns how many were sent"),
     function("sniff", SNIFF, "Capture packets by a filter of tcpdump until count or timeout"),
     function("srp1", SR1, "Same as sr1, which sends frames too"),
     function("srp", SR, "Same as sr, which sends frames too"),
-    function("sendp", "packets, count=1, rate=None", "Same as send, which sends frames too"),
+    function("sendp", SEND, "Same as send, which sends frames too"),
+    function("print", "value='', ...", "Print values, a text without quotes"),
     function("show", "value", "All fields"),
     function("summary", "value", "One line per packet"),
     function("hexdump", "value", "The bytes"),
@@ -74,7 +76,7 @@ pub(crate) fn named(name: &str) -> Option<&'static Function> {
 impl Function {
     /// Names of the parameters, and whether each is optional.
     pub fn parameters(&self) -> impl Iterator<Item = (&'static str, bool)> {
-        self.parameters.split(", ").filter(|parameter| !parameter.is_empty()).map(|parameter| {
+        self.parameters.split(", ").filter(|parameter| !matches!(*parameter, "" | "...")).map(|parameter| {
             match parameter.split_once('=') {
                 Some((name, _)) => (name, true),
                 None => (parameter, false),
@@ -161,8 +163,16 @@ impl Bound {
             .ok_or_else(|| Fault::new(at, format_args!("{name} must be seconds, more than 0 and at most 2592000")))
     }
 
-    /// The argument `rate` in packets per second.
+    /// The argument `rate` in packets per second, or `inter`, the seconds from one packet to the next.
     pub fn pace(&self) -> Result<Pace, Fault> {
+        if let Some((at, value)) = self.get("inter") {
+            if self.get("rate").is_some() {
+                return Err(Fault::new(at, "rate and inter exclude each other: inter=0.1 is rate=10"));
+            }
+            let seconds = value.decimal().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+            let seconds = seconds.ok_or_else(|| Fault::new(at, "inter must be seconds from 0 to 86400"))?;
+            return Ok(Pace { rate: (seconds > 0.0).then(|| 1.0 / seconds) });
+        }
         let Some((at, value)) = self.get("rate") else { return Ok(Pace::default()) };
         let rate = value.decimal().filter(|rate| rate.is_finite() && *rate > 0.0);
         if rate.is_none() {
@@ -218,6 +228,18 @@ fn collect(value: &Object, packets: &mut Vec<Received>) -> Result<(), String> {
         other => return Err(format!("packets are needed, not {}", other.is())),
     }
     Ok(())
+}
+
+/// `print(value, value)`: the values, separated by spaces; texts without quotes.
+pub(super) fn print(call: Called) -> Result<Object, Fault> {
+    let mut texts = Vec::with_capacity(call.arguments.len());
+    for argument in call.arguments {
+        if argument.name.is_some() {
+            return Err(Fault::new(argument.at, "print() has no named arguments"));
+        }
+        texts.push(argument.value.text().map_or_else(|| argument.value.to_string(), str::to_owned));
+    }
+    Ok(Object::Report(texts.join(" ")))
 }
 
 /// Text of `help()`.

@@ -117,6 +117,28 @@ fn fails(text: &str, line: usize, column: usize, part: &str) {
 }
 
 #[test]
+fn everyday_lines_of_scapy() {
+    says("print(\"a\", 1 + 1, TCP)", &["a 2 TCP"]);
+    says("print()", &[]);
+    says(
+        "p = IP(dst=\"192.0.2.1\")/TCP(); p.haslayer(\"TCP\"), p.haslayer(\"UDP\"), haslayer(p, TCP)",
+        &["(True, False, True)"],
+    );
+    says("len(UDP()/(\"A\"*1400)), len(b\"ab\"*3), [1, 2]*2", &["(1408, 6, [1, 2, 1, 2])"]);
+    says("send(IP(dst=\"192.0.2.1\")/ICMP(), count=3, inter=0.5, verbose=0)", &["3"]);
+    says("sr1(IP(dst=\"192.0.2.1\")/TCP(sport=5000), timeout=1, verbose=False).sport", &["80"]);
+    // Without an end: until Ctrl-C.
+    let mut shell = Shell::new(Fake::default());
+    let said = run(&mut shell, "send(IP(dst=\"192.0.2.1\")/ICMP(), loop=1, verbose=0)").unwrap();
+    assert!(said[0].parse::<u64>().unwrap() > 1 << 40);
+    fails("send(IP(), iface=\"eth7\")", 1, 12, "`crafter shell --interface eth7` starts one for eth7");
+    fails("send(IP(), inter=-1)", 1, 12, "inter must be seconds from 0 to 86400");
+    fails("send(IP(), inter=1, rate=1)", 1, 12, "rate and inter exclude each other");
+    fails("IP().haslayer(\"TPC\")", 1, 15, "did you mean TCP");
+    fails("\"A\"*100000000", 1, 4, "it would be longer than 16777216");
+}
+
+#[test]
 fn handshake_of_the_tutorial() {
     let mut shell = Shell::new(Fake::default());
     let text = r#"
@@ -200,7 +222,7 @@ fn expressions_on_packets() {
         ("IP/UDP", "IP()/UDP()"),
         ("IP()/p[TCP]/b\"x\"", r#"IP()/TCP(dport=80, seq=4294967295, flags="SA")/Raw(load=b"hi")/Raw(load=b"x")"#),
         ("(IP()/IP(ttl=9))[IP:2].ttl", "9"),
-        ("DNSQR(qname=\"a.test\").qname", "\"a.test\""),
+        ("DNSQR(qname=\"a.test\").qname", "\"a.test.\""),
         ("answers(IP(src=\"192.0.2.1\")/UDP(sport=7,dport=9), IP(dst=\"192.0.2.1\")/UDP(sport=9,dport=7))", "True"),
     ] {
         let mut shell = Shell::new(Fake::default());

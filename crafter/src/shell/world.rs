@@ -72,6 +72,11 @@ pub trait World {
         Err(Error::invalid("sniff", "not available here"))
     }
 
+    /// The interface through which all packets go; `None`: that of the route to each destination.
+    fn interface(&self) -> Option<&str> {
+        None
+    }
+
     /// Reads a file.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
-//! Real captures for the tests: the test data in the source packages of tcpdump and Scapy. They are downloaded by
-//! apt-get with private lists and a private cache, so that the host's apt is unchanged.
+//! Real captures for the tests, and Scapy's test files, whose expressions crafter must build: the test data in the source
+//! packages of tcpdump and Scapy. They are downloaded by apt-get with private lists and a private cache, so that the
+//! host's apt is unchanged. Of each package the newest version is taken that an archive still has.
 
 use std::fs;
 use std::io::Write;
@@ -21,6 +22,12 @@ const ORIGINS: [&str; 3] = ["Debian", "Ubuntu", "Raspbian"];
 /// File name endings of captures.
 const ENDINGS: [&str; 6] = [".pcap", ".pcapng", ".cap", ".pcap.gz", ".pcapng.gz", ".cap.gz"];
 
+/// File name ending of Scapy's test files.
+const EXPRESSIONS: &str = ".uts";
+
+/// Debian's releases that have newer packages than the host's, the newest first.
+const NEWER: [&str; 2] = ["sid", "trixie"];
+
 /// The directory of the captures, with a folder for each package.
 pub fn directory() -> Result<PathBuf> {
     Ok(toolchain::data_directory().context("neither HOME nor XDG_DATA_HOME is set")?.join("corpora"))
@@ -33,7 +40,7 @@ pub fn ensure(again: bool) -> Result<()> {
     let note = |package: &str| directory.join(format!("{package}.missing"));
     let missing: Vec<&str> = CORPORA
         .into_iter()
-        .filter(|package| !directory.join(package).is_dir() && (again || !note(package).exists()))
+        .filter(|package| !is_complete(&directory, package) && (again || !note(package).exists()))
         .collect();
     if missing.is_empty() {
         return Ok(());
@@ -68,6 +75,12 @@ pub fn ensure(again: bool) -> Result<()> {
         }
     }
     Ok(fs::remove_dir_all(work)?)
+}
+
+/// Whether a package was downloaded; an earlier set-up took only the captures of Scapy.
+fn is_complete(directory: &Path, package: &str) -> bool {
+    let folder = directory.join(package);
+    folder.is_dir() && (package != "scapy" || count(&folder, &|name| name.ends_with(EXPRESSIONS)).is_ok_and(|n| n > 0))
 }
 
 /// Packages whose captures could not be downloaded, and the reasons.
@@ -149,9 +162,13 @@ fn sources() -> Result<String> {
             continue;
         }
         let signed = signed_by(entry).map(|key| format!("[signed-by={key}] ")).unwrap_or_default();
-        let source = format!("deb-src {signed}{uri} {release} {component}\n");
-        if !sources.contains(&source) {
-            sources += &source;
+        let newer = NEWER.into_iter().filter(|_| origin == "Debian" && component == "main");
+        for release in newer.chain([release]) {
+            // The archive of security updates has no newer releases.
+            let source = format!("deb-src {signed}{uri} {release} {component}\n");
+            if !sources.contains(&source) && (!uri.contains("security") || release.contains("security")) {
+                sources += &source;
+            }
         }
     }
     Ok(sources)
@@ -170,13 +187,25 @@ fn signed_by(entry: &str) -> Option<String> {
 fn fetch(apt: &Apt, package: &str, work: &Path, directory: &Path) -> Result<usize> {
     let folder = work.join(package);
     fs::create_dir(&folder)?;
-    let mut source = apt.command();
-    source.args(["source", "--download-only", package]).current_dir(&folder);
-    let output = source.output().context("apt-get does not start")?;
-    if !output.status.success() {
+    let mut refused = "no archive has it".to_owned();
+    for version in versions(apt, package)? {
+        let mut source = apt.command();
+        source.args(["source", "--download-only", &format!("{package}={version}")]).current_dir(&folder);
+        let output = source.output().context("apt-get does not start")?;
+        if output.status.success() {
+            refused.clear();
+            println!("    {package} {version}");
+            break;
+        }
         let said = String::from_utf8_lossy(&output.stderr);
-        let refused = said.lines().find(|line| line.starts_with("E:")).unwrap_or("no reason");
-        bail!("the source package {package} cannot be fetched: {}", refused.trim_start_matches("E: "));
+        let reason = said.lines().find(|line| line.starts_with("E:")).unwrap_or("no reason");
+        refused = reason.trim_start_matches("E: ").to_owned();
+        // What was downloaded of it.
+        fs::remove_dir_all(&folder)?;
+        fs::create_dir(&folder)?;
+    }
+    if !refused.is_empty() {
+        bail!("the source package {package} cannot be fetched: {refused}");
     }
     let partial = work.join(format!("{package}.partial"));
     fs::create_dir(&partial)?;
@@ -187,18 +216,41 @@ fn fetch(apt: &Apt, package: &str, work: &Path, directory: &Path) -> Result<usiz
             unpack(&path, &partial)?;
         }
     }
-    let count = captures(&partial)?;
-    if count == 0 {
+    let captures = count(&partial, &|name| !name.ends_with(EXPRESSIONS))?;
+    if captures == 0 {
         bail!("the source package {package} has no captures");
     }
+    if directory.join(package).exists() {
+        fs::remove_dir_all(directory.join(package))?;
+    }
     fs::rename(partial, directory.join(package))?;
-    Ok(count)
+    Ok(captures)
 }
 
-/// Unpacks only the captures of an archive.
+/// The versions of a source package, the newest first.
+fn versions(apt: &Apt, package: &str) -> Result<Vec<String>> {
+    let mut query = Command::new("apt-cache");
+    query.env("LC_ALL", "C");
+    for option in &apt.options {
+        query.args(["-o", option]);
+    }
+    let shown = sh::output(query.args(["showsrc", "--only-source", package]))?;
+    let mut versions: Vec<String> =
+        shown.lines().filter_map(|line| line.strip_prefix("Version: ")).map(str::to_owned).collect();
+    let is_newer = |a: &str, b: &str| {
+        let compared = Command::new("dpkg").args(["--compare-versions", a, "gt", b]).status();
+        compared.is_ok_and(|status| status.success())
+    };
+    versions.sort_by(|a, b| is_newer(b, a).cmp(&is_newer(a, b)));
+    versions.dedup();
+    Ok(versions)
+}
+
+/// Unpacks only the captures and test files of an archive.
 fn unpack(archive: &Path, into: &Path) -> Result<()> {
     let list = sh::output(Command::new("tar").arg("-tf").arg(archive))?;
-    let wanted: Vec<&str> = list.lines().filter(|name| ENDINGS.iter().any(|ending| name.ends_with(ending))).collect();
+    let wanted: Vec<&str> =
+        list.lines().filter(|name| ENDINGS.iter().chain([&EXPRESSIONS]).any(|ending| name.ends_with(ending))).collect();
     if wanted.is_empty() {
         return Ok(());
     }
@@ -208,11 +260,16 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn captures(folder: &Path) -> Result<usize> {
-    let mut count = 0;
+/// The number of files in a folder with these names.
+fn count(folder: &Path, is_counted: &dyn Fn(&str) -> bool) -> Result<usize> {
+    let mut counted = 0;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        count += if entry.file_type()?.is_dir() { captures(&entry.path())? } else { 1 };
+        counted += if entry.file_type()?.is_dir() {
+            count(&entry.path(), is_counted)?
+        } else {
+            usize::from(is_counted(&entry.file_name().to_string_lossy()))
+        };
     }
-    Ok(count)
+    Ok(counted)
 }

@@ -250,8 +250,9 @@ pub fn ensure_scapy(again: bool) {
 /// Test data that could not be downloaded: the tests that do not run without it, and the reason.
 pub fn missing_data() -> Vec<(String, String)> {
     let corpora = corpora::missing().into_iter();
-    let mut missing: Vec<(String, String)> =
-        corpora.map(|(package, why)| (format!("the tests on captures of the source package {package}"), why)).collect();
+    let mut missing: Vec<(String, String)> = corpora
+        .map(|(package, why)| (format!("the tests on captures and expressions of the source package {package}"), why))
+        .collect();
     missing.extend(scapy::missing().map(|why| ("the tests of crafter-scapy with PyPI's Scapy".to_owned(), why)));
     missing
 }

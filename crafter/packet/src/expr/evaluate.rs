@@ -257,16 +257,9 @@ async fn named_call<E: Environment>(
             let arguments = given(environment, arguments).await?;
             environment.call(Called { at, name: name.to_owned(), arguments }).await
         }
-        Err(_) if is_record(name) || in_field && hint::idiom(name).is_none() => {
-            record(environment, name, arguments).await
-        }
+        Err(_) if in_field && hint::idiom(name).is_none() => record(environment, name, arguments).await,
         Err(_) => Err(Fault::new(at, environment.unknown(name))),
     }
-}
-
-/// Whether a name is a record and not a layer.
-fn is_record(name: &str) -> bool {
-    matches!(name, "DNSQR" | "DNSRR")
 }
 
 async fn record<E: Environment>(
@@ -305,7 +298,7 @@ async fn layer<E: Environment>(
         let (index, field) = match &argument.name {
             Some(name) => info.field(name).ok_or_else(|| Fault::new(argument.at, info.unknown(name)))?,
             None => match info.fields {
-                [only] => (0, only),
+                [only] if only.kind == FieldKind::Bytes => (0, only),
                 _ => {
                     // Bytes are parsed as a packet, as in Ether(b"...").
                     return match (evaluate(environment, &argument.value, false).await?, arguments) {
@@ -427,9 +420,7 @@ async fn fitted<E: Environment>(
     field: &FieldInfo,
 ) -> Result<Span, Fault<E::Error>> {
     // An unknown name is more likely a typing error than a record.
-    if let (Object::Record(name, _), true) = (&object, field.kind != FieldKind::List)
-        && !is_record(name)
-    {
+    if let (Object::Record(name, _), true) = (&object, field.kind != FieldKind::List) {
         return Err(Fault::new(node.at, environment.unknown(name)));
     }
     let fits = span(environment, &object, layer, field).await;

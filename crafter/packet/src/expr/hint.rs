@@ -10,7 +10,8 @@ use super::{
 use crate::layer::{Kind, Mac};
 
 /// Functions of `crafter shell` that users of Scapy write into an expression.
-const SHELL_FUNCTIONS: [&str; 21] = [
+const SHELL_FUNCTIONS: [&str; 22] = [
+    "print",
     "sr1",
     "sr",
     "send",
@@ -35,7 +36,7 @@ const SHELL_FUNCTIONS: [&str; 21] = [
 ];
 
 /// Names in Scapy and Python that have no counterpart of this name, with what to write instead.
-const IDIOMS: [(&[&str], &str); 10] = [
+const IDIOMS: [(&[&str], &str); 9] = [
     (&["Net", "Net6"], "a prefix is a text: \"192.0.2.0/24\""),
     (&["range", "RandNum", "xrange"], "a range is (first, last), both included: (1, 1024)"),
     (&["RandShort", "RandInt"], "an unset source port is a free one; `crafter shell` has random numbers"),
@@ -43,7 +44,6 @@ const IDIOMS: [(&[&str], &str); 10] = [
     (&["conf"], "options replace conf: --interface, --timeout, --source"),
     (&["import", "from"], "nothing is imported: layers and functions are built in"),
     (&["for", "while", "if", "def", "lambda"], "there are no loops: a list, range or prefix makes a set of packets"),
-    (&["print"], "a value is printed without print()"),
     (&["get_if_hwaddr", "getmacbyip", "get_if_addr"], "an unset address is filled in"),
     (&["lsc", "explore"], "`ls` lists the layers, help() of the shell its functions"),
 ];

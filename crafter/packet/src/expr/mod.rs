@@ -19,9 +19,11 @@
 //!   (`proto="tcp"`).
 //! - Values can be computed: `+ - * // % << >> & | ^ ~`, `(1 + 2)`. The shell of `crafter` adds variables and
 //!   functions.
+//! - `*` repeats texts, bytes and lists; adjacent texts are one; a backslash continues a line.
 //! - Several values for a field make a set of packets: a list `[80, 443]`, an inclusive range `(1, 5)`, a prefix
-//!   `"192.0.2.0/28"`. Alternatives for a list field are a list of lists: `options=[[], ["NOP"]]`. The set is the
-//!   product of all alternatives, the last one varying fastest.
+//!   `"192.0.2.0/28"`, addresses `"192.0.2.1-5"`, `"192.0.2.*"` or `("192.0.2.1", "192.0.2.9")`. Alternatives
+//!   for a list field are a list of lists: `options=[[], ["NOP"]]`. The set is the product of all alternatives, the last
+//!   one varying fastest.
 
 pub mod access;
 pub mod evaluate;

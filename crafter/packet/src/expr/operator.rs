@@ -135,6 +135,12 @@ impl Operator {
                     }
                 }
                 _ => match (self, left, right) {
+                    (Op::Multiply, sequence, Object::Number(times))
+                    | (Op::Multiply, Object::Number(times), sequence)
+                        if is_sequence(sequence) =>
+                    {
+                        repeated(sequence, *times)
+                    }
                     (Op::Add, Object::Bytes(a), Object::Bytes(b)) => joined(a, b).map(Object::Bytes),
                     (Op::Add, Object::List(a), Object::List(b)) => {
                         Items::new(joined(a.items(), b.items())?).map(Object::List)
@@ -250,6 +256,27 @@ fn order(left: &Object, right: &Object) -> Option<Ordering> {
             _ => left.decimal()?.partial_cmp(&right.decimal()?),
         },
     }
+}
+
+fn is_sequence(object: &Object) -> bool {
+    matches!(object, Object::Text(_) | Object::Report(_) | Object::Bytes(_) | Object::List(_) | Object::Tuple(_))
+}
+
+/// A text, bytes, a list or a tuple several times; none if the number is negative, as in Python.
+fn repeated(sequence: &Object, times: i128) -> Result<Object, String> {
+    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    let fits = |length: usize| match length.checked_mul(times) {
+        Some(..=MAX_LENGTH) => Ok(times),
+        _ => Err(format!("it would be longer than {MAX_LENGTH}")),
+    };
+    let all = |items: &Items, times| std::iter::repeat_n(items.items(), times).flatten().cloned().collect();
+    Ok(match sequence {
+        Object::Text(text) | Object::Report(text) => Object::Text(text.repeat(fits(text.len())?)),
+        Object::Bytes(bytes) => Object::Bytes(bytes.repeat(fits(bytes.len())?)),
+        Object::List(items) => Object::List(Items::new(all(items, fits(items.items().len())?))?),
+        Object::Tuple(items) => Object::Tuple(Items::new(all(items, fits(items.items().len())?))?),
+        other => other.clone(),
+    })
 }
 
 fn contains(whole: &Object, part: &Object) -> Option<bool> {

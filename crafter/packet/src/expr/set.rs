@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     evaluate,
-    object::Object,
+    object::{Items, Object},
     resolve::{NoNames, Resolve},
     syntax,
 };
@@ -51,6 +51,8 @@ pub enum Span {
     Range(u64, u64),
     Ipv4(u32, u64),
     Ipv6(u128, u128),
+    /// IPv4 addresses by ranges of each byte.
+    Octets([(u8, u8); 4]),
 }
 
 impl Span {
@@ -60,6 +62,7 @@ impl Span {
             Self::Range(first, last) => u128::from(last - first) + 1,
             Self::Ipv4(_, count) => (*count).into(),
             Self::Ipv6(_, count) => *count,
+            Self::Octets(ranges) => ranges.iter().map(|(first, last)| u128::from(last - first) + 1).product(),
         }
     }
 
@@ -70,6 +73,15 @@ impl Span {
             Self::Range(first, _) => Value::Uint(first.wrapping_add(index as u64)),
             Self::Ipv4(first, _) => Value::Text(Ipv4Addr::from(first.wrapping_add(index as u32)).to_string()),
             Self::Ipv6(first, _) => Value::Text(Ipv6Addr::from(first.wrapping_add(index)).to_string()),
+            Self::Octets(ranges) => {
+                let (mut octets, mut rest) = ([0; 4], index);
+                for (octet, (first, last)) in octets.iter_mut().zip(ranges).rev() {
+                    let count = u128::from(last - first) + 1;
+                    *octet = first + (rest % count) as u8;
+                    rest /= count;
+                }
+                Value::Text(Ipv4Addr::from(octets).to_string())
+            }
         }
     }
 }
@@ -244,6 +256,12 @@ impl From<AnyLayer> for PacketSet {
 /// An error message, with the field unless it is about the notation.
 pub(super) fn span(object: &Object, layer: &AnyLayer, field: &FieldInfo) -> Result<Span, String> {
     match (object, field.kind) {
+        // As in Scapy: no question, not the default one.
+        (Object::None, FieldKind::List) if field.name == "qd" => Ok(Span::One(Value::List(Vec::new()))),
+        // The complement of flags, such as ~0x02.
+        (Object::Number(number @ ..0), FieldKind::Flags) if *number >= -1 - i128::from(field.max()) => {
+            Ok(Span::One(Value::Uint(*number as u64 & field.max())))
+        }
         (Object::Tuple(ends), FieldKind::Uint | FieldKind::Flags) => match ends.items() {
             [first, last] => {
                 let ends = first.number().zip(last.number()).and_then(|(first, last)| {
@@ -258,6 +276,17 @@ pub(super) fn span(object: &Object, layer: &AnyLayer, field: &FieldInfo) -> Resu
             let (address, bits) = prefix::<Ipv4Addr>(address, 32)?;
             let count = 1_u64 << (32 - bits);
             Ok(Span::Ipv4((u64::from(u32::from(address)) & !(count - 1)) as u32, count))
+        }
+        (Object::Tuple(ends), FieldKind::Ipv4) => {
+            let (first, last) = ends_of::<Ipv4Addr>(ends)?;
+            Ok(Span::Ipv4(first.into(), u64::from(u32::from(last) - u32::from(first)) + 1))
+        }
+        (Object::Tuple(ends), FieldKind::Ipv6) => {
+            let (first, last) = ends_of::<Ipv6Addr>(ends)?;
+            Ok(Span::Ipv6(first.into(), (u128::from(last) - u128::from(first)).saturating_add(1)))
+        }
+        (Object::Text(address), FieldKind::Ipv4) if octets(address).is_some() => {
+            octets(address).map(Span::Octets).ok_or_else(String::new)
         }
         (Object::Text(address), FieldKind::Ipv6) if address.contains('/') => {
             let (address, bits) = prefix::<Ipv6Addr>(address, 128)?;
@@ -306,6 +335,29 @@ fn of(layer: &AnyLayer, field: &FieldInfo, reason: String) -> String {
     format!("{}.{}: {reason}", layer.info().name, field.name)
 }
 
+/// The first and the last address of a range.
+fn ends_of<T: FromStr + Ord>(ends: &Items) -> Result<(T, T), String> {
+    let parsed = |end: &Object| end.text().and_then(|text| text.parse::<T>().ok());
+    let ends = match ends.items() {
+        [first, last] => parsed(first).zip(parsed(last)).filter(|(first, last)| first <= last),
+        _ => None,
+    };
+    ends.ok_or_else(|| "a range is two addresses, the smaller one first".to_owned())
+}
+
+/// Ranges of the bytes of addresses: `192.0.2.1-5`, `192.0.2.*`.
+fn octets(text: &str) -> Option<[(u8, u8); 4]> {
+    if !text.contains(['-', '*']) {
+        return None;
+    }
+    let range = |part: &str| match part.split_once('-') {
+        _ if part == "*" => Some((0, 255)),
+        Some((first, last)) => Some((first.parse().ok()?, last.parse().ok()?)).filter(|(first, last)| first <= last),
+        None => part.parse().ok().map(|octet| (octet, octet)),
+    };
+    text.split('.').map(range).collect::<Option<Vec<_>>>()?.try_into().ok()
+}
+
 fn prefix<T: FromStr>(address: &str, most: u32) -> Result<(T, u32), String> {
     let parts = address.split_once('/').and_then(|(address, bits)| Some((address.parse().ok()?, bits.parse().ok()?)));
     parts
@@ -318,6 +370,26 @@ impl fmt::Display for Span {
         match self {
             Self::One(value) => write!(f, "{value}"),
             Self::Range(first, last) => write!(f, "({first}, {last})"),
+            Self::Octets(ranges) => {
+                f.write_str("\"")?;
+                for (at, range) in ranges.iter().enumerate() {
+                    f.write_str(if at > 0 { "." } else { "" })?;
+                    match range {
+                        (0, 255) => f.write_str("*")?,
+                        (first, last) if first == last => write!(f, "{first}")?,
+                        (first, last) => write!(f, "{first}-{last}")?,
+                    }
+                }
+                f.write_str("\"")
+            }
+            Self::Ipv4(first, count) if !count.is_power_of_two() || !u64::from(*first).is_multiple_of(*count) => {
+                let last = u64::from(*first) + count - 1;
+                write!(f, "(\"{}\", \"{}\")", Ipv4Addr::from(*first), Ipv4Addr::from(last as u32))
+            }
+            Self::Ipv6(first, count) if *count < u128::MAX && (!count.is_power_of_two() || first % count > 0) => {
+                let last = first.saturating_add(count - 1);
+                write!(f, "(\"{}\", \"{}\")", Ipv6Addr::from(*first), Ipv6Addr::from(last))
+            }
             Self::Ipv4(first, count) => write!(f, "\"{}/{}\"", Ipv4Addr::from(*first), 32 - count.ilog2()),
             // All 2^128 addresses: the count saturates.
             Self::Ipv6(first, u128::MAX) => write!(f, "\"{}/0\"", Ipv6Addr::from(*first)),
@@ -329,7 +401,7 @@ impl fmt::Display for Span {
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.spans[..] {
-            [span @ (Span::Range(..) | Span::Ipv4(..) | Span::Ipv6(..))] => write!(f, "{span}"),
+            [span @ (Span::Range(..) | Span::Ipv4(..) | Span::Ipv6(..) | Span::Octets(_))] => write!(f, "{span}"),
             spans => {
                 for (i, span) in spans.iter().enumerate() {
                     write!(f, "{}{span}", if i > 0 { ", " } else { "[" })?;

@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use winnow::{
     LocatingSlice, ModalResult, Parser,
-    ascii::{multispace1, till_line_ending},
+    ascii::{line_ending, multispace1, till_line_ending},
     combinator::{alt, cut_err, dispatch, empty, eof, fail, not, opt, peek, preceded, repeat, separated, terminated},
     error::{StrContext, StrContextValue},
+    stream::Stream as _,
     token::{any, none_of, one_of, take_while},
 };
 
@@ -169,10 +170,21 @@ fn expected(what: &'static str) -> StrContext {
     StrContext::Expected(StrContextValue::Description(what))
 }
 
-/// Skips white space and comments.
+/// Skips white space, comments, and line ends after a backslash, as in Python.
 fn space(input: &mut Input<'_>) -> ModalResult<()> {
-    let comment = ('#', till_line_ending).void();
-    repeat(0.., alt((multispace1.void(), comment))).parse_next(input)
+    loop {
+        match input.peek_token() {
+            Some(' ' | '\t' | '\r' | '\n') => multispace1.void().parse_next(input)?,
+            Some('#') => till_line_ending.void().parse_next(input)?,
+            Some('\\') => {
+                let continued = ('\\', take_while(0.., [' ', '\t']), line_ending).void();
+                if opt(continued).parse_next(input)?.is_none() {
+                    return Ok(());
+                }
+            }
+            _ => return Ok(()),
+        }
+    }
 }
 
 fn token<'a>(char: char) -> impl Parser<Input<'a>, (), Failure> {
@@ -212,6 +224,10 @@ fn operation<'a>(what: &'static str) -> impl Parser<Input<'a>, Node, Failure> {
 }
 
 fn operator(input: &mut Input<'_>) -> ModalResult<Operator> {
+    // Most often there is none.
+    if !input.peek_token().is_some_and(|char| "/<>=!+-*%&|^i".contains(char)) {
+        return fail.parse_next(input);
+    }
     let word = terminated("in", not(one_of(is_name))).value(Operator::In);
     alt((
         alt((
@@ -357,22 +373,29 @@ fn number(input: &mut Input<'_>) -> ModalResult<Tree> {
 }
 
 fn text(input: &mut Input<'_>) -> ModalResult<Tree> {
-    quoted.map(|chars| Tree::Text(chars.into_iter().map(|(char, _)| char).collect())).parse_next(input)
+    let mut text: String = quoted.parse_next(input)?.into_iter().map(|(char, _)| char).collect();
+    // Adjacent texts are one, as in Python.
+    while let Some(more) = opt(preceded(space, quoted)).parse_next(input)? {
+        text.extend(more.into_iter().map(|(char, _)| char));
+    }
+    Ok(Tree::Text(text))
 }
+
 fn bytes(input: &mut Input<'_>) -> ModalResult<Tree> {
-    preceded('b', quoted)
-        .map(|chars| {
-            let mut bytes = Vec::with_capacity(chars.len());
-            for (char, is_byte) in chars {
-                if is_byte {
-                    bytes.push(char as u32 as u8);
-                } else {
-                    bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
-                }
-            }
-            Tree::Bytes(bytes)
-        })
-        .parse_next(input)
+    let literal = || preceded('b', quoted);
+    let mut chars = literal().parse_next(input)?;
+    while let Some(more) = opt(preceded(space, literal())).parse_next(input)? {
+        chars.extend(more);
+    }
+    let mut bytes = Vec::with_capacity(chars.len());
+    for (char, is_byte) in chars {
+        if is_byte {
+            bytes.push(char as u32 as u8);
+        } else {
+            bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+    Ok(Tree::Bytes(bytes))
 }
 
 /// Parses the characters between quotes, each with whether it is a byte escape (`\xff`).

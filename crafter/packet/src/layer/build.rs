@@ -2,7 +2,9 @@
 
 use smallvec::SmallVec;
 
-use super::{AnyLayer, Dns, Packet, dns, icmp_extension, table::FieldError};
+use super::{
+    AnyLayer, Dns, Ip, Ipv6, Packet, described::Family, dns, icmp_extension, ip, ipv6, table::FieldError, udp,
+};
 use crate::{
     error::Result,
     view::{
@@ -88,23 +90,36 @@ impl Building<'_> {
     /// The sum of the addresses of the IP layer below; IPv6 extension headers may be in between.
     #[inline(always)]
     fn addresses(&self) -> Option<u64> {
-        let mut last_hop = None;
+        let (mut last_hop, mut home) = (None, None);
         for below in (0..self.at).rev() {
             let header = &self.bytes[self.places[below]..];
             match &self.layers[below] {
-                AnyLayer::Ip(_) => return header.get(field::ipv4::ADDRESSES).map(sum),
-                AnyLayer::Ipv6(_) => {
-                    let both = header.get(field::ipv6::ADDRESSES)?;
-                    // RFC 8200, section 8.1: the final destination, taken from a routing header if there is one.
-                    return Some(match last_hop {
-                        Some(last) => sum(&both[..16]) + last,
+                AnyLayer::Ip(ip) => {
+                    let both = header.get(field::ipv4::ADDRESSES)?;
+                    // RFC 791, section 3.1: with a source route, its last address is the final destination.
+                    return Some(match ip.options.as_ref().and_then(|options| ip::last_hop(options)) {
+                        Some(last) => sum(&both[..4]) + sum(&last.octets()),
                         None => sum(both),
                     });
+                }
+                AnyLayer::Ipv6(_) => {
+                    let both = header.get(field::ipv6::ADDRESSES)?;
+                    // RFC 8200, section 8.1: the final destination, taken from a routing header if there is one; RFC
+                    // 6275, section 11.3.1: the home address instead of the source.
+                    return Some(
+                        home.unwrap_or_else(|| sum(&both[..16])) + last_hop.unwrap_or_else(|| sum(&both[16..])),
+                    );
                 }
                 AnyLayer::Ipv6Routing(routing) => {
                     last_hop = last_hop.or(routing.final_destination().map(|address| sum(&address.octets())));
                 }
-                AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Fragment(_) => {}
+                AnyLayer::Ipv6Destination(options) => {
+                    home = home.or(options.home_address().map(|address| sum(&address.octets())));
+                }
+                AnyLayer::Described(routing) if routing.family() == Family::SegmentRouting => {
+                    last_hop = last_hop.or(routing.final_destination().map(|address| sum(&address.octets())));
+                }
+                AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Fragment(_) => {}
                 _ => return None,
             }
         }
@@ -148,6 +163,18 @@ pub(crate) fn build(layers: &[AnyLayer], out: &mut Vec<u8>, places: &mut Offsets
             out.extend_from_slice(&[0; dns::PREFIX]);
         }
         layer.write(out)?;
+        if let AnyLayer::Ipv6(Ipv6 { dst: None, .. }) = layer
+            && let Some(group) = ipv6::group(layers.get(at + 1))
+        {
+            let end = out.len();
+            out[end - 16..].copy_from_slice(&group.octets());
+        }
+        if let AnyLayer::Ip(Ip { dst: None, .. }) = layer
+            && let Some(group) = udp::group(layers.get(at + 1))
+        {
+            let at = places[at] + Ip::AT.dst;
+            out[at..at + 4].copy_from_slice(&group.octets());
+        }
     }
     let has_quotes = !quotes.is_empty();
     let mut end = out.len();

@@ -1,8 +1,8 @@
 //! DNS messages; hickory-proto encodes names and record data.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
-use hickory_proto::serialize::binary::{BinDecoder, BinEncodable as _, BinEncoder};
+use hickory_proto::serialize::binary::{BinDecoder, BinEncodable as _, BinEncoder, NameEncoding};
 
 use super::{
     AnyLayer, Kind,
@@ -54,7 +54,7 @@ layer! {
     tail {
         /// Length before the message; over TCP, computed if unset (RFC 1035, section 4.2.2)
         length: u16;
-        /// Questions
+        /// Questions; if unset, for the address of www.example.com, as in Scapy: `qd=[]` for none
         qd: Vec<Question>;
         /// Answers
         an: Vec<Record>;
@@ -65,6 +65,8 @@ layer! {
         /// The bytes of the sections; if set, they replace qd, an, ns and ar. Parsing sets it if these would be built
         /// to other bytes, such as another compression of names; unset it after changing a section
         body: Vec<u8>;
+        /// 1: repeated names are pointers (RFC 1035, section 4.1.4)
+        compress: u8;
     }
 }
 
@@ -87,11 +89,24 @@ impl Dns {
     fn read(&mut self, bytes: &[u8]) -> Option<usize> {
         let decoder = &mut BinDecoder::new(bytes);
         decoder.read_slice(Self::FIXED).ok()?;
-        self.qd = section(self.qdcount?, || Question::read(decoder))?;
+        // A message without questions, unlike one whose questions are unset.
+        self.qd = section(self.qdcount?, || Question::read(decoder))?.or_else(|| Some(Vec::new()));
         self.an = section(self.ancount?, || Record::read(decoder))?;
         self.ns = section(self.nscount?, || Record::read(decoder))?;
         self.ar = section(self.arcount?, || Record::read(decoder))?;
         Some(decoder.index())
+    }
+
+    /// The questions, or the default one.
+    fn questions(&self) -> &[Question] {
+        static DEFAULT: LazyLock<Vec<Question>> =
+            LazyLock::new(|| Question::new("www.example.com", 1).into_iter().collect());
+        match &self.qd {
+            Some(questions) => questions,
+            // With the bytes of the sections given, nothing is added to the count.
+            None if self.body.is_some() => &[],
+            None => &DEFAULT,
+        }
     }
 
     /// The encoded sections after 12 zero bytes in place of the header, because compressed names are offsets into the
@@ -99,8 +114,11 @@ impl Dns {
     fn sections(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut encoder = BinEncoder::new(&mut bytes);
+        if self.compress.unwrap_or(0) == 0 {
+            encoder.set_name_encoding(NameEncoding::Uncompressed);
+        }
         encoder.emit_vec(&[0; Self::FIXED]).ok()?;
-        for question in self.qd.iter().flatten() {
+        for question in self.questions() {
             question.emit(&mut encoder).ok()?;
         }
         for record in [&self.an, &self.ns, &self.ar].into_iter().flatten().flatten() {
@@ -133,8 +151,14 @@ impl Protocol for Dns {
         let end = layer.read(bytes);
         let (layer, header) = match end {
             Some(end) => {
-                if layer.sections().is_none_or(|again| again[Self::FIXED..] != bytes[Self::FIXED..end]) {
-                    layer.body = Some(bytes[Self::FIXED..end].to_vec());
+                let sections = &bytes[Self::FIXED..end];
+                let is_exact = |layer: &Self| layer.sections().is_some_and(|again| again[Self::FIXED..] == *sections);
+                if !is_exact(&layer) {
+                    layer.compress = Some(1);
+                    if !is_exact(&layer) {
+                        layer.compress = None;
+                        layer.body = Some(sections.to_vec());
+                    }
                 }
                 (layer, end)
             }
@@ -150,7 +174,6 @@ impl Protocol for Dns {
         self.put_fixed(out)?;
         match &self.body {
             Some(body) => out.extend_from_slice(body),
-            None if [self.qd.is_none(), self.an.is_none(), self.ns.is_none(), self.ar.is_none()] == [true; 4] => {}
             None => {
                 let sections = self.sections().ok_or(FieldError { layer: "DNS", field: "sections", bits: 65_535 * 8 })?;
                 out.extend_from_slice(&sections[Self::FIXED..]);
@@ -161,7 +184,7 @@ impl Protocol for Dns {
 
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         let counts = [
-            (self.qdcount, self.qd.as_ref().map_or(0, Vec::len), "qdcount"),
+            (self.qdcount, self.questions().len(), "qdcount"),
             (self.ancount, self.an.as_ref().map_or(0, Vec::len), "ancount"),
             (self.nscount, self.ns.as_ref().map_or(0, Vec::len), "nscount"),
             (self.arcount, self.ar.as_ref().map_or(0, Vec::len), "arcount"),
@@ -189,17 +212,19 @@ impl Protocol for Dns {
         self.qr == Some(1)
             && request.qr.unwrap_or(0) == 0
             && self.id.unwrap_or(0) == request.id.unwrap_or(0)
-            && match (&self.qd, &self.an, &request.qd) {
-                (None, Some(records), Some(questions)) => {
+            && match (self.questions(), &self.an, request.questions()) {
+                ([], Some(records), questions @ [_, ..]) => {
                     records.iter().any(|record| questions.iter().any(|question| question.qname == record.rrname))
                 }
-                (repeated, _, questions) => super::answer::both(repeated.as_ref(), questions.as_ref()),
+                // An error may come without the question.
+                ([], ..) | (_, _, []) => true,
+                (repeated, _, questions) => repeated == questions,
             }
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, _: &[AnyLayer], _: usize) -> fmt::Result {
         f.write_str(if self.qr == Some(1) { "DNS Ans" } else { "DNS Qry" })?;
-        if let Some(question) = self.qd.iter().flatten().next() {
+        if let Some(question) = self.questions().first() {
             write!(f, " {} {}", question.name(), type_name(question.qtype))?;
         }
         match (self.qr, &self.an) {
@@ -230,12 +255,17 @@ mod tests {
         assert!(!answer(8, "example.org").answers(&request));
         assert!(!answer(7, "example.com").answers(&request));
         assert!(!request.answers(&request));
-        let bytes = answer(7, "example.org").build().unwrap();
-        assert_eq!(&bytes[57..59], [0xc0, 12], "the name of the answer points to that of the question");
-        let read = Packet::from_ip(&bytes);
-        assert_eq!(read.get::<Dns>().unwrap().an.as_deref(), Some(&[record][..]));
-        assert_eq!(read.get::<Dns>().unwrap().body, None);
-        assert_eq!(read.build().unwrap(), bytes);
+        for compress in [0_u8, 1] {
+            let mut answer = answer(7, "example.org");
+            answer.get_mut::<Dns>().unwrap().compress = Some(compress);
+            let bytes = answer.build().unwrap();
+            let first = if compress > 0 { [0xc0, 12] } else { [7, b'e'] };
+            assert_eq!(bytes[57..59], first, "the name of the answer points to that of the question if compressed");
+            let read = Packet::from_ip(&bytes);
+            assert_eq!(read.get::<Dns>().unwrap().an.as_deref(), Some(&[record.clone()][..]));
+            assert_eq!(read.get::<Dns>().unwrap().body, None);
+            assert_eq!(read.build().unwrap(), bytes);
+        }
     }
 
     /// From edns-opts.pcap of tcpdump: the EDNS record has no zone file format.
@@ -256,12 +286,14 @@ mod tests {
 
     #[test]
     fn sections_that_build_differently_are_kept_as_bytes() {
-        // An answer without name compression, and bytes after the message.
-        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x01\0\0\0\0\x01a\0\0\x01\0\x01\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04".to_vec();
+        // An answer with a compressed name, one without, and bytes after the message.
+        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x02\0\0\0\0\x01a\0\0\x01\0\x01".to_vec();
+        bytes.extend(b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04");
+        bytes.extend(b"\x01a\0\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x02\x03\x04");
         bytes.extend(b"more");
         let read = Packet::parse(Kind::Dns, &bytes);
         let dns = read.get::<Dns>().unwrap();
-        assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 1));
+        assert!(dns.body.is_some() && dns.an.as_ref().is_some_and(|answers| answers.len() == 2));
         assert_eq!(read.build().unwrap(), bytes);
         // Wrong counts.
         bytes[5] = 9;
@@ -313,7 +345,7 @@ mod tests {
 
     #[test]
     fn records_by_name() {
-        let mut packet = Packet::from(Dns::new());
+        let mut packet = Packet::from(Dns::new().qd([]));
         let fields = vec![("rrname".to_owned(), Value::Text("a.".into())), ("rdata".to_owned(), Value::Text("1.2.3.4".into()))];
         packet.set_field("DNS", "an", &Value::List(vec![Value::Record("DNSRR".into(), fields)])).unwrap();
         assert_eq!(packet.build().unwrap().len(), 12 + 3 + 10 + 4);

@@ -8,6 +8,7 @@ use hickory_proto::{
 };
 
 use super::{
+    described::{self, Family},
     value::nearest,
     value::{Element, Value},
 };
@@ -125,36 +126,44 @@ fn name_value(name: &Name) -> Value {
     }
 }
 
-fn name_from(value: &Value) -> Result<Name, String> {
-    match value {
-        Value::Bytes(bytes) => Name::from_bytes(bytes).map_err(|e| e.to_string()),
-        other => name(other.text()?),
-    }
-}
-
-/// Record data in zone file format if that is lossless, else as bytes.
+/// Record data as text, or in zone file format, if that is lossless; else as bytes.
 fn data_value(rdata: &RData) -> Value {
+    let kind = rdata.record_type().into();
+    let bytes = rdata.to_bytes().unwrap_or_default();
+    let is_same = |value: &Value| data_bytes(kind, value).is_ok_and(|again| again == bytes);
+    let raw = || match Value::Bytes(bytes.clone()) {
+        value if is_same(&value) => value,
+        value => Value::Tuple(vec![value]),
+    };
+    if kind == TEXT {
+        let texts = Value::List(texts(&bytes));
+        return match &texts {
+            _ if !is_same(&texts) => raw(),
+            Value::List(one) if one.len() == 1 => one[0].clone(),
+            _ => texts,
+        };
+    }
     let mut text = String::new();
     // Formatting data without a zone file format, such as that of OPT, fails.
     let written = write!(text, "{rdata}").is_ok();
-    match RData::try_from_str(rdata.record_type(), &text) {
-        Ok(again) if written && again.to_bytes().ok() == rdata.to_bytes().ok() => Value::Text(text),
-        _ => Value::Bytes(rdata.to_bytes().unwrap_or_default()),
+    match Value::Text(text) {
+        text if written && is_same(&text) => text,
+        _ => raw(),
     }
 }
 
-fn data_from(kind: u16, value: &Value) -> Result<RData, String> {
-    match value {
-        Value::Text(text) => RData::try_from_str(kind.into(), text)
-            .map_err(|e| format!("'{text}' is not data of type {}: {e}", type_name(kind))),
-        other => {
-            let bytes = other.bytes()?;
-            let length = u16::try_from(bytes.len()).map_err(|_| "the record data is too long".to_owned())?;
-            let read = RData::read(&mut BinDecoder::new(&bytes), kind.into(), Restrict::new(length));
-            let exact = read.ok().filter(|rdata| rdata.to_bytes().is_ok_and(|again| again == bytes));
-            Ok(exact.unwrap_or_else(|| RData::Unknown { code: kind.into(), rdata: NULL::with(bytes) }))
-        }
+/// The texts of a record, as far as they are well-formed.
+fn texts(mut bytes: &[u8]) -> Vec<Value> {
+    let mut texts = Vec::new();
+    while let Some((length, rest)) = bytes.split_first() {
+        let (text, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        texts.push(match std::str::from_utf8(text) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(_) => Value::Bytes(text.to_vec()),
+        });
+        bytes = rest;
     }
+    texts
 }
 
 fn type_value(number: u16) -> Value {
@@ -166,7 +175,7 @@ fn type_value(number: u16) -> Value {
     }
 }
 
-fn type_from(value: &Value) -> Result<u16, String> {
+pub(crate) fn type_from(value: &Value) -> Result<u16, String> {
     match value {
         Value::Text(text) => {
             let kind = text.to_ascii_uppercase().parse::<RecordType>();
@@ -176,7 +185,7 @@ fn type_from(value: &Value) -> Result<u16, String> {
     }
 }
 
-fn class_from(value: &Value) -> Result<u16, String> {
+pub(crate) fn class_from(value: &Value) -> Result<u16, String> {
     match value {
         Value::Text(text) if text.eq_ignore_ascii_case("IN") => Ok(1),
         other => Ok(other.uint(0xffff)? as u16),
@@ -206,46 +215,144 @@ pub(crate) fn field<'a>(fields: &'a [(String, Value)], name: &str) -> Option<&'a
 
 impl Element for Question {
     fn to_value(&self) -> Value {
-        let fields = [
-            ("qname", name_value(&self.qname)),
-            ("qtype", type_value(self.qtype)),
-            ("qclass", Value::Uint(self.qclass.into())),
-        ];
-        Value::Record("DNSQR".to_owned(), fields.map(|(name, value)| (name.to_owned(), value)).into())
+        let mut fields = vec![("qname", name_value(&self.qname)), ("qtype", type_value(self.qtype))];
+        if self.qclass >> 15 > 0 {
+            fields.push(("unicastresponse", Value::Uint(1)));
+        }
+        fields.push(("qclass", Value::Uint((self.qclass & 0x7fff).into())));
+        Value::Record("DNSQR".to_owned(), fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn from_value(value: &Value) -> Result<Self, String> {
-        let fields = fields(value, "DNSQR", &["qname", "qtype", "qclass"])?;
-        let get = |name| field(fields, name);
-        Ok(Self {
-            qname: get("qname").map_or_else(|| name("www.example.com."), name_from)?,
-            qtype: get("qtype").map_or(Ok(1), type_from)?,
-            qclass: get("qclass").map_or(Ok(1), class_from)?,
-        })
+        let bytes = described::element(value, &[Family::DnsQuestion], "DNSQR(...)")?;
+        let read = Self::read(&mut BinDecoder::new(&bytes));
+        read.ok_or_else(|| "the question cannot be part of a message".to_owned())
     }
 }
 
 impl Element for Record {
     fn to_value(&self) -> Value {
-        let fields = [
-            ("rrname", name_value(&self.rrname)),
-            ("type", type_value(self.rdata.record_type().into())),
-            ("rclass", Value::Uint(self.rclass.into())),
-            ("ttl", Value::Uint(self.ttl.into())),
-            ("rdata", data_value(&self.rdata)),
-        ];
-        Value::Record("DNSRR".to_owned(), fields.map(|(name, value)| (name.to_owned(), value)).into())
+        let kind = self.rdata.record_type().into();
+        let mut fields = vec![("rrname", name_value(&self.rrname)), ("type", type_value(kind))];
+        if self.rclass >> 15 > 0 {
+            fields.push(("cacheflush", Value::Uint(1)));
+        }
+        fields.push(("rclass", Value::Uint((self.rclass & 0x7fff).into())));
+        fields.push(("ttl", Value::Uint(self.ttl.into())));
+        fields.push(("rdata", data_value(&self.rdata)));
+        Value::Record("DNSRR".to_owned(), fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn from_value(value: &Value) -> Result<Self, String> {
-        let fields = fields(value, "DNSRR", &["rrname", "type", "rclass", "ttl", "rdata"])?;
-        let get = |name| field(fields, name);
-        let kind = get("type").map_or(Ok(1), type_from)?;
-        Ok(Self {
-            rrname: get("rrname").map_or_else(|| name("."), name_from)?,
-            rclass: get("rclass").map_or(Ok(1), class_from)?,
-            ttl: get("ttl").map_or(Ok(0), |ttl| ttl.uint(u32::MAX.into()).map(|ttl| ttl as u32))?,
-            rdata: data_from(kind, get("rdata").unwrap_or(&Value::Bytes(Vec::new())))?,
-        })
+        let bytes = described::element(value, &[Family::DnsRecord], "DNSRR(...)")?;
+        let mut decoder = BinDecoder::new(&bytes);
+        let invalid = || "the record cannot be part of a message: its lengths or its name are wrong".to_owned();
+        let rrname = Name::read(&mut decoder).map_err(|_| invalid())?;
+        let [a, b, c, d, e, f, g, h, i, j, data @ ..] = &bytes[decoder.index()..] else { return Err(invalid()) };
+        if usize::from(u16::from_be_bytes([*i, *j])) != data.len() {
+            return Err(invalid());
+        }
+        let kind = u16::from_be_bytes([*a, *b]);
+        let (rclass, ttl) = (u16::from_be_bytes([*c, *d]), u32::from_be_bytes([*e, *f, *g, *h]));
+        Ok(Self { rrname, rclass, ttl, rdata: exact_data(kind, data) })
+    }
+}
+
+/// Types whose data is a name.
+const NAMES: [u16; 6] = [2, 3, 4, 5, 12, 39];
+const TEXT: u16 = 16;
+
+/// The bytes of a record's data: an address, a name, texts, or other data in zone file format, by the type; bytes; a
+/// tuple of bytes, which are kept for every type.
+pub(crate) fn data_bytes(kind: u16, value: &Value) -> Result<Vec<u8>, String> {
+    let texts = |values: &[Value]| {
+        let mut out = Vec::new();
+        for value in values {
+            let bytes = value.bytes()?;
+            let mut chunks: Vec<&[u8]> = bytes.chunks(255).collect();
+            if chunks.is_empty() {
+                chunks.push(&[]);
+            }
+            for chunk in chunks {
+                out.push(chunk.len() as u8);
+                out.extend_from_slice(chunk);
+            }
+        }
+        Ok(out)
+    };
+    match (kind, value) {
+        (_, Value::Tuple(parts)) => {
+            parts.iter().map(Value::bytes).collect::<Result<Vec<_>, _>>().map(|parts| parts.concat())
+        }
+        (1, Value::Bytes(none)) if none.is_empty() => Ok(vec![0; 4]),
+        (28, Value::Bytes(none)) if none.is_empty() => Ok(vec![0; 16]),
+        (TEXT, Value::List(values)) => texts(values),
+        (TEXT, one @ (Value::Text(_) | Value::Bytes(_))) => texts(std::slice::from_ref(one)),
+        (kind, name @ (Value::Text(_) | Value::Bytes(_))) if NAMES.contains(&kind) => wire_name(name),
+        (kind, Value::Text(text)) => RData::try_from_str(kind.into(), text)
+            .and_then(|data| data.to_bytes().map_err(Into::into))
+            .map_err(|e| format!("'{text}' is not data of type {}: {e}", type_name(kind))),
+        (_, other) => other.bytes(),
+    }
+}
+
+/// The value of a record's data: what gives the same bytes again.
+pub(crate) fn bytes_value(kind: u16, data: &[u8]) -> Value {
+    data_value(&exact_data(kind, data))
+}
+
+/// Data that is encoded to the same bytes again.
+fn exact_data(kind: u16, data: &[u8]) -> RData {
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    let read = RData::read(&mut BinDecoder::new(data), kind.into(), Restrict::new(length));
+    let exact = read
+        .ok()
+        .filter(|rdata| u16::from(rdata.record_type()) == kind && rdata.to_bytes().is_ok_and(|again| again == data));
+    exact.unwrap_or_else(|| RData::Unknown { code: kind.into(), rdata: NULL::with(data.to_vec()) })
+}
+
+/// A name in the form of messages. Bytes that end with 0 are in this form already; other bytes are text.
+pub(crate) fn wire_name(value: &Value) -> Result<Vec<u8>, String> {
+    let text = match value {
+        Value::Bytes(bytes) if bytes.last() == Some(&0) => return Ok(bytes.clone()),
+        Value::Bytes(bytes) => bytes.as_slice(),
+        other => {
+            let text = other.text()?;
+            if let Ok(bytes) = name(text).and_then(|name| name.to_bytes().map_err(|e| e.to_string())) {
+                return Ok(bytes);
+            }
+            text.as_bytes()
+        }
+    };
+    let mut out = Vec::new();
+    for label in text.split(|byte| *byte == b'.').filter(|label| !label.is_empty()) {
+        let length = u8::try_from(label.len()).ok().filter(|length| *length < 64);
+        out.push(length.ok_or("a label of a name has at most 63 bytes")?);
+        out.extend_from_slice(label);
+    }
+    out.push(0);
+    Ok(out)
+}
+
+/// The value of a name in the form of messages: text if that is lossless.
+pub(crate) fn wire_value(wire: &[u8]) -> Value {
+    match Name::from_bytes(wire) {
+        Ok(name) => match name_value(&name) {
+            text @ Value::Text(_) if wire_name(&text).is_ok_and(|again| again == wire) => text,
+            _ => Value::Bytes(wire.to_vec()),
+        },
+        Err(_) => Value::Bytes(wire.to_vec()),
+    }
+}
+
+/// Length of the name at the start of `bytes`, if it has no pointers.
+pub(crate) fn name_length(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match *bytes.get(at)? {
+            0 => return Some(at + 1),
+            length @ 1..64 => at += 1 + usize::from(length),
+            _ => return None,
+        }
     }
 }

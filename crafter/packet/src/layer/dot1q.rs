@@ -55,7 +55,8 @@ macro_rules! tag {
 
             fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
                 if self.r#type.is_none() {
-                    let number = ether::ethertype(packet.next());
+                    // Like Scapy, 0 where the payload has no type.
+                    let number = ether::number(packet.next()).unwrap_or(0);
                     packet.put16(Self::AT.r#type, number);
                 }
                 Ok(())

@@ -3,11 +3,18 @@
 use std::fmt;
 
 use super::{
-    AnyLayer, Kind, Mac,
+    AnyLayer, Kind, Layer as _, Mac,
     build::Building,
+    described,
     protocol::{Fixed, Parsed, Protocol},
     table::{FieldError, layer},
 };
+
+/// Type of a frame directly in a frame, as in Scapy.
+const BRIDGED: u16 = 1;
+
+/// Type of EAP over LAN.
+const EAPOL: u16 = 0x888e;
 
 /// Names of EtherTypes.
 pub(crate) const ETHERTYPES: &[(u64, &str)] = &[
@@ -48,11 +55,13 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
     match ethertype {
         0x0800 => Kind::Ip,
         0x0806 => Kind::Arp,
-        0x6558 => Kind::Ether,
+        BRIDGED | 0x6558 => Kind::Ether,
         0x8100 => Kind::Dot1Q,
         0x86dd => Kind::Ipv6,
         0x8847 | 0x8848 => Kind::Mpls,
         0x88a8 => Kind::Dot1AD,
+        described::BACKBONE => described::kind("Dot1AH"),
+        EAPOL => described::kind("EAPOL"),
         _ => Kind::Raw,
     }
 }
@@ -60,16 +69,28 @@ pub(crate) fn payload(ethertype: u16) -> Kind {
 /// The EtherType for the next layer; 0x9000 (loopback) without one, as in Scapy.
 #[inline]
 pub(crate) fn ethertype(next: Option<&AnyLayer>) -> u16 {
-    match next {
-        Some(AnyLayer::Ip(_)) => 0x0800,
-        Some(AnyLayer::Arp(_)) => 0x0806,
-        Some(AnyLayer::Ether(_)) => 0x6558,
-        Some(AnyLayer::Dot1Q(_)) => 0x8100,
-        Some(AnyLayer::Ipv6(_)) => 0x86dd,
-        Some(AnyLayer::Mpls(_)) => 0x8847,
-        Some(AnyLayer::Dot1AD(_)) => 0x88a8,
-        _ => 0x9000,
-    }
+    number(next).unwrap_or(0x9000)
+}
+
+/// The EtherType for the next layer, if it has one.
+#[inline]
+pub(crate) fn number(next: Option<&AnyLayer>) -> Option<u16> {
+    Some(match next? {
+        AnyLayer::Ip(_) => 0x0800,
+        AnyLayer::Arp(_) => 0x0806,
+        AnyLayer::Ether(_) => 0x6558,
+        AnyLayer::Dot1Q(_) => 0x8100,
+        AnyLayer::Ipv6(_) => 0x86dd,
+        AnyLayer::Mpls(_) => 0x8847,
+        AnyLayer::Dot1AD(_) => 0x88a8,
+        AnyLayer::Described(layer) => match layer.info().name {
+            "Dot1AH" => described::BACKBONE,
+            "LLC" => 122,
+            "EAPOL" => EAPOL,
+            _ => return None,
+        },
+        _ => return None,
+    })
 }
 
 impl Protocol for Ether {
@@ -88,7 +109,17 @@ impl Protocol for Ether {
     #[inline(always)]
     fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {
         if self.r#type.is_none() {
-            let number = ethertype(packet.next());
+            let number = match packet.next() {
+                Some(AnyLayer::Ether(_)) => BRIDGED,
+                next => ethertype(next),
+            };
+            if number == EAPOL
+                && self.dst.is_none()
+                && let Some(dst) = packet.bytes().first_chunk_mut()
+            {
+                // The group of port access entities (IEEE 802.1X).
+                *dst = [1, 0x80, 0xc2, 0, 0, 3];
+            }
             packet.put16(Self::AT.r#type, number);
         }
         Ok(())

@@ -3,6 +3,7 @@
 use super::{
     AnyLayer, Ip, IpFlags, IpOption, Ipv6, Ipv6Fragment, Packet, Raw,
     build::{self, Offsets},
+    described::Family,
 };
 use crate::error::{Error, Result};
 
@@ -168,7 +169,11 @@ impl Whole {
 
 /// Number of layers after the IP header that every fragment repeats.
 fn repeated(layers: &[AnyLayer]) -> usize {
-    let is_read_by_routers = |layer: &AnyLayer| matches!(layer, AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Routing(_));
+    let is_read_by_routers = |layer: &AnyLayer| match layer {
+        AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Routing(_) => true,
+        AnyLayer::Described(layer) => layer.family() == Family::SegmentRouting,
+        _ => false,
+    };
     let is_extension = |layer: &&AnyLayer| is_read_by_routers(layer) || matches!(layer, AnyLayer::Ipv6Destination(_));
     match layers {
         [AnyLayer::Ipv6(_), above @ ..] => {

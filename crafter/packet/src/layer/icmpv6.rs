@@ -100,7 +100,10 @@ layer! {
         /// Sequence number
         seq: u16, 16, (0);
     }
-    tail {}
+    tail {
+        /// Data, before any other layer
+        data: Vec<u8>;
+    }
 }
 
 layer! {
@@ -117,7 +120,10 @@ layer! {
         /// Sequence number
         seq: u16, 16, (0);
     }
-    tail {}
+    tail {
+        /// Data, before any other layer
+        data: Vec<u8>;
+    }
 }
 
 layer! {
@@ -147,7 +153,7 @@ pub(crate) fn message(bytes: &[u8]) -> Kind {
         Some(135) => Kind::NdNeighborSolicitation,
         Some(136) => Kind::NdNeighborAdvertisement,
         Some(137) => Kind::NdRedirect,
-        _ => Kind::Icmpv6Unknown,
+        _ => super::described::icmpv6(bytes),
     }
 }
 
@@ -185,7 +191,7 @@ pub(crate) fn is_error(layer: &AnyLayer) -> bool {
 
 /// Implements a message: the kind of its payload, and its summary.
 macro_rules! icmpv6_message {
-    ($($layer:ident: $summary:literal, $next:expr;)*) => {$(
+    ($($layer:ident: $summary:literal, $next:expr $(, $data:ident)?;)*) => {$(
         impl $crate::layer::protocol::Protocol for $layer {
             fn parse(bytes: &[u8], _: &[$crate::layer::AnyLayer]) -> Option<$crate::layer::protocol::Parsed<Self>> {
                 let layer = <Self as $crate::layer::protocol::Fixed>::get_fixed(bytes)?;
@@ -196,7 +202,9 @@ macro_rules! icmpv6_message {
             }
 
             fn write(&self, out: &mut Vec<u8>) -> Result<(), $crate::layer::table::FieldError> {
-                $crate::layer::protocol::Fixed::put_fixed(self, out)
+                $crate::layer::protocol::Fixed::put_fixed(self, out)?;
+                $( out.extend_from_slice(self.$data.as_deref().unwrap_or_default()); )?
+                Ok(())
             }
 
             fn finish(&self, packet: &mut $crate::layer::build::Building<'_>) -> Result<(), $crate::layer::table::FieldError> {
@@ -226,8 +234,8 @@ pub(crate) use icmpv6_message;
 icmpv6_message! {
     Icmpv6PacketTooBig: "ICMPv6 packet too big", |_| Kind::Ipv6;
     Icmpv6ParamProblem: "ICMPv6 parameter problem", |_| Kind::Ipv6;
-    Icmpv6EchoRequest: "ICMPv6 echo request", |_| Kind::Raw;
-    Icmpv6EchoReply: "ICMPv6 echo reply", |_| Kind::Raw;
+    Icmpv6EchoRequest: "ICMPv6 echo request", |_| Kind::Raw, data;
+    Icmpv6EchoReply: "ICMPv6 echo reply", |_| Kind::Raw, data;
     Icmpv6Unknown: "ICMPv6", |_| Kind::Raw;
 }
 

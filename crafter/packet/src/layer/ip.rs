@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     AnyLayer, Icmp, IpOption, Kind, answer,
+    described::{self, Family},
     build::Building,
     ip_option, option,
     protocol::{Fixed, Parsed, Protocol, or_default},
@@ -46,6 +47,7 @@ pub(crate) const PROTOCOLS: &[(u64, &str)] = &[
     (60, "ipv6_opts"),
     (89, "ospf"),
     (132, "sctp"),
+    (135, "mobility_header"),
     (137, "mpls_in_ip"),
 ];
 
@@ -172,6 +174,7 @@ pub(crate) fn payload(protocol: u8, bytes: &[u8]) -> Kind {
         ICMPV6 => super::icmpv6::message(bytes),
         DESTINATION_OPTIONS => Kind::Ipv6Destination,
         MPLS => Kind::Mpls,
+        described::MOBILITY => described::mobility(bytes),
         _ => Kind::Raw,
     }
 }
@@ -191,21 +194,34 @@ pub(crate) fn protocol(next: Option<&AnyLayer>) -> Option<u8> {
         AnyLayer::Gre(_) => GRE,
         AnyLayer::Ipv6Destination(_) => DESTINATION_OPTIONS,
         AnyLayer::Mpls(_) => MPLS,
+        AnyLayer::Described(layer) => match layer.family() {
+            Family::Icmpv6 | Family::NdMessage => ICMPV6,
+            Family::Mobility => described::MOBILITY,
+            Family::SegmentRouting => ROUTING,
+            _ => return None,
+        },
         other if super::icmpv6::is_message(other) => ICMPV6,
         _ => return None,
     })
 }
 
-/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
-pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
-    let route = ip.options.iter().flatten().find_map(|option| match option {
-        IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => {
-            // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
-            route.get(usize::from(*pointer).checked_sub(4)? / 4..).and_then(<[_]>::last)
-        }
+/// The last address of a source route that was not visited yet; `None` if there is not exactly one route.
+#[cold]
+pub(crate) fn last_hop(options: &[IpOption]) -> Option<Ipv4Addr> {
+    let mut routes = options.iter().filter_map(|option| match option {
+        IpOption::LooseRoute(pointer, route) | IpOption::StrictRoute(pointer, route) => Some((pointer, route)),
         _ => None,
     });
-    route.copied().or(or_default!(ip, Ip, dst)).map(Into::into)
+    let (pointer, route) = routes.next()?;
+    // The pointer counts bytes of the option from 1; kind, length and pointer precede the addresses.
+    let rest = route.get(usize::from(*pointer).checked_sub(4)? / 4..)?;
+    if routes.next().is_some() { None } else { rest.last().copied() }
+}
+
+/// The final destination of a packet; in transit, a source route holds it (RFC 791, section 3.1).
+pub(crate) fn last_destination(ip: &Ip) -> Option<IpAddr> {
+    let route = ip.options.as_ref().and_then(|options| last_hop(options));
+    route.or(or_default!(ip, Ip, dst)).map(Into::into)
 }
 
 impl Protocol for Ip {

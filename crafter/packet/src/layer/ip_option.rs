@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    option::ListOption,
+    described::{self, Family},
+    option::{self, ListOption},
     table::FieldError,
     value::{Element, Value},
 };
@@ -182,6 +183,14 @@ impl Element for IpOption {
         let values = match value {
             Value::Text(_) => std::slice::from_ref(value),
             Value::Tuple(values) => values.as_slice(),
+            record @ Value::Record(..) => {
+                let wanted = "an option such as IPOption_Router_Alert(alert=0)";
+                let bytes = described::element(record, &[Family::IpOption], wanted)?;
+                return Ok(match <[Self; 1]>::try_from(option::parse::<Self>(&bytes)) {
+                    Ok([option]) => option,
+                    Err(_) => Self::Rest(bytes),
+                });
+            }
             other => return Err(other.mismatch("an option such as (\"Router_Alert\", 0)")),
         };
         let byte = |value: &Value| value.uint(0xff).map(|number| number as u8);

@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    AnyLayer, answer,
+    AnyLayer, Layer as _, answer,
     build::Building,
+    described::Family,
     ip::{self, PROTOCOLS},
     protocol::{Fixed, Parsed, Protocol, or_default},
     table::{FieldError, layer},
@@ -27,15 +28,18 @@ layer! {
         plen: u16, 16, computed;
         /// Next header: protocol of the payload
         nh: u8, 8, computed, PROTOCOLS;
-        /// Hop limit; if unset, 255 for neighbour discovery (RFC 4861, section 4), else 64
+        /// Hop limit; if unset, 255 for neighbour discovery (RFC 4861, section 4), 1 for multicast listeners, else 64
         hlim: u8, 8, computed;
         /// Source address; if unset, that of the route if known, else ::
         src: Ipv6Addr, 128, (Ipv6Addr::UNSPECIFIED);
-        /// Destination address
+        /// Destination address; if unset, the group of the message above, else ::1
         dst: Ipv6Addr, 128, (Ipv6Addr::LOCALHOST);
     }
     tail {}
 }
+
+const MULTICAST_DNS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+const LLMNR: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 3);
 
 /// No next header (RFC 8200, section 4.7).
 pub(crate) const NO_NEXT_HEADER: u8 = 59;
@@ -49,11 +53,13 @@ impl Ipv6 {
 
 /// Number of extension headers at the start of the layers.
 pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
-    let is_extension = |layer: &&AnyLayer| {
-        matches!(
-            layer,
-            AnyLayer::Ipv6HopByHop(_) | AnyLayer::Ipv6Destination(_) | AnyLayer::Ipv6Routing(_) | AnyLayer::Ipv6Fragment(_)
-        )
+    let is_extension = |layer: &&AnyLayer| match layer {
+        AnyLayer::Ipv6HopByHop(_)
+        | AnyLayer::Ipv6Destination(_)
+        | AnyLayer::Ipv6Routing(_)
+        | AnyLayer::Ipv6Fragment(_) => true,
+        AnyLayer::Described(layer) => layer.family() == Family::SegmentRouting,
+        _ => false,
     };
     layers.iter().take_while(is_extension).count()
 }
@@ -62,9 +68,47 @@ pub(crate) fn extensions(layers: &[AnyLayer]) -> usize {
 pub(crate) fn last_destination(ip: &Ipv6, above: &[AnyLayer]) -> Option<IpAddr> {
     let routing = above[..extensions(above)].iter().find_map(|layer| match layer {
         AnyLayer::Ipv6Routing(routing) => routing.final_destination(),
+        AnyLayer::Described(layer) if layer.family() == Family::SegmentRouting => layer.final_destination(),
         _ => None,
     });
-    routing.or(or_default!(ip, Ipv6, dst)).map(Into::into)
+    routing.or(ip.dst).or_else(|| group(above.first())).or(Ipv6::DEFAULTS.dst).map(Into::into)
+}
+
+/// The group to which a message goes if the destination is unset, as in Scapy.
+#[cold]
+pub(crate) fn group(next: Option<&AnyLayer>) -> Option<Ipv6Addr> {
+    let last = match next? {
+        AnyLayer::Udp(_) => {
+            let last = super::udp::group(next)?.octets()[3];
+            return Some(if last == 251 { MULTICAST_DNS } else { LLMNR });
+        }
+        AnyLayer::NdRouterSolicitation(_) => 2,
+        message if super::icmpv6::is_neighbor_discovery(message) => 1,
+        AnyLayer::Described(layer) => match layer.info().name {
+            "ICMPv6MLQuery" | "ICMPv6MLQuery2" | "ICMPv6ND_INDSol" | "ICMPv6ND_INDAdv" => 1,
+            "ICMPv6MLDone" | "ICMPv6MRD_Advertisement" | "ICMPv6MRD_Solicitation" => 2,
+            "ICMPv6MLReport2" => 0x16,
+            "ICMPv6MRD_Termination" => 0x6a,
+            "ICMPv6RPL" => 0x1a,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, last))
+}
+
+/// The hop limit if it is unset: 255 for neighbour discovery (RFC 4861, section 4), 1 for multicast listeners and
+/// routers (RFC 3810, section 5; RFC 4286, section 3).
+fn hop_limit(next: Option<&AnyLayer>) -> u8 {
+    match next {
+        Some(AnyLayer::Described(layer)) => match layer.info().name {
+            "ICMPv6ND_INDSol" | "ICMPv6ND_INDAdv" => 255,
+            name if name.starts_with("ICMPv6ML") || name.starts_with("ICMPv6MRD") => 1,
+            _ => 64,
+        },
+        Some(message) if super::icmpv6::is_neighbor_discovery(message) => 255,
+        _ => 64,
+    }
 }
 
 impl Protocol for Ipv6 {
@@ -100,7 +144,7 @@ impl Protocol for Ipv6 {
             }
         }
         if self.hlim.is_none() {
-            let limit = if packet.next().is_some_and(super::icmpv6::is_neighbor_discovery) { 255 } else { 64 };
+            let limit = hop_limit(packet.next());
             if let Some(byte) = packet.bytes().get_mut(Self::AT.hlim) {
                 *byte = limit;
             }

@@ -21,7 +21,10 @@ layer! {
         len: u8, 8, computed;
     }
     tail {
-        /// Options, padded to a multiple of 8 bytes
+        /// 1: options are aligned, and padded to a multiple of 8 bytes (RFC 8200, section 4.2); 0: they are not. Parsing
+        /// sets it where the sender did not align them
+        autopad: u8;
+        /// Options
         options: Vec<Ipv6Option>;
     }
 }
@@ -35,7 +38,10 @@ layer! {
         len: u8, 8, computed;
     }
     tail {
-        /// Options, padded to a multiple of 8 bytes
+        /// 1: options are aligned, and padded to a multiple of 8 bytes (RFC 8200, section 4.2); 0: they are not. Parsing
+        /// sets it where the sender did not align them
+        autopad: u8;
+        /// Options
         options: Vec<Ipv6Option>;
     }
 }
@@ -81,6 +87,16 @@ layer! {
     tail {}
 }
 
+impl Ipv6Destination {
+    /// The home address, which replaces the source address at the destination (RFC 6275, section 6.3).
+    pub(crate) fn home_address(&self) -> Option<Ipv6Addr> {
+        self.options.iter().flatten().find_map(|option| match option {
+            Ipv6Option::HomeAddress(address) => Some(*address),
+            _ => None,
+        })
+    }
+}
+
 impl Ipv6Routing {
     const SEGMENT_ROUTING: u8 = 4;
 
@@ -120,7 +136,13 @@ macro_rules! options {
             fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
                 let mut layer = Self::get_fixed(bytes)?;
                 let header = usize::from(layer.len?) * 8 + 8;
-                layer.options = Some(ipv6_option::parse(bytes.get(Self::FIXED..header)?));
+                let options = bytes.get(Self::FIXED..header)?;
+                layer.options = Some(ipv6_option::parse(options));
+                let mut again = Vec::with_capacity(header);
+                layer.write(&mut again).ok()?;
+                if again.get(Self::FIXED..) != Some(options) {
+                    layer.autopad = Some(0);
+                }
                 let next = ip::payload(layer.nh?, &bytes[header..]);
                 Some(Parsed { layer, header, end: bytes.len(), next })
             }
@@ -128,7 +150,8 @@ macro_rules! options {
             fn write(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                 let start = out.len();
                 self.put_fixed(out)?;
-                ipv6_option::write(self.options.as_deref().unwrap_or_default(), start, out)
+                let is_padded = self.autopad.is_none_or(|autopad| autopad > 0);
+                ipv6_option::write(self.options.as_deref().unwrap_or_default(), is_padded, start, out)
             }
 
             fn finish(&self, packet: &mut Building<'_>) -> Result<(), FieldError> {

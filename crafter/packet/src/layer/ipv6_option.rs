@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::{
+    described::{self, Family, gap, pad},
     protocol::{be16, be32},
     table::FieldError,
     value::{Element, Value},
@@ -61,9 +62,28 @@ pub(crate) fn parse(mut bytes: &[u8]) -> Vec<Ipv6Option> {
     }
 }
 
-/// Appends options and pads the header that began at `start` to a multiple of 8 bytes.
-pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> Result<(), FieldError> {
+/// Where an option begins (RFC 8200, section 4.2): a multiple of the first number, plus the second.
+fn alignment(option: &Ipv6Option) -> (u8, u8) {
+    match option {
+        Ipv6Option::RouterAlert(_) | Ipv6Option::Other(99, _) => (2, 0),
+        Ipv6Option::Jumbo(_) => (4, 2),
+        Ipv6Option::HomeAddress(_) => (8, 6),
+        _ => (0, 0),
+    }
+}
+
+/// Appends the options of the header that began at `start`; if `is_padded`, aligns them and pads the header to a
+/// multiple of 8 bytes.
+pub(crate) fn write(
+    options: &[Ipv6Option],
+    is_padded: bool,
+    start: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), FieldError> {
     for option in options {
+        if is_padded {
+            pad(gap(out.len() - start, alignment(option)), 1, out);
+        }
         let at = out.len();
         match option {
             Ipv6Option::Pad1 => out.push(0),
@@ -92,14 +112,9 @@ pub(crate) fn write(options: &[Ipv6Option], start: usize, out: &mut Vec<u8>) -> 
             }
         }
     }
-    let length = out.len() - start;
-    match length.next_multiple_of(8) - length {
-        0 => {}
-        1 => out.push(0),
-        more => {
-            out.extend([1, (more - 2) as u8]);
-            out.resize(start + length + more, 0);
-        }
+    if is_padded {
+        let length = out.len() - start;
+        pad(length.next_multiple_of(8) - length, 1, out);
     }
     Ok(())
 }
@@ -130,6 +145,14 @@ impl Element for Ipv6Option {
                 }
                 _ => return Err("an option is a name with its value, or a type from 1 to 255 with bytes".to_owned()),
             },
+            record @ Value::Record(..) => {
+                let wanted = "an option such as RouterAlert(value=0)";
+                let bytes = described::element(record, &[Family::Ipv6Option], wanted)?;
+                return Ok(match <[Self; 1]>::try_from(parse(&bytes)) {
+                    Ok([option]) => option,
+                    Err(_) => Self::Rest(bytes),
+                });
+            }
             other => return Err(other.mismatch("an option such as (\"RouterAlert\", 0)")),
         };
         Ok(match name.as_str() {
@@ -159,7 +182,7 @@ mod tests {
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             let options = parse(&bytes);
             let mut out = Vec::new();
-            write(&options, 0, &mut out).unwrap();
+            write(&options, false, 0, &mut out).unwrap();
             prop_assert_eq!(&out, &bytes);
             for option in options {
                 let value = option.to_value();

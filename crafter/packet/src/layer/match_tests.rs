@@ -198,16 +198,16 @@ fn dns() {
     let record = || Record::address("example.org", 60, "192.0.2.7".parse().unwrap()).unwrap();
     let reply = |dns: Dns| back.clone() / Udp::to(999).sport(53) / dns.qr(1);
     answered(&request, &reply(Dns::query("Example.ORG", 1).id(7).an([record()])));
-    answered(&request, &reply(Dns::new().id(7).rcode(1)));
+    answered(&request, &reply(Dns::new().qd([]).id(7).rcode(1)));
     not_answered(&request, &reply(Dns::query("example.org", 28).id(7)));
     not_answered(&request, &reply(Dns::query("example.org", 1).id(8)));
     not_answered(&request, &(back.clone() / Udp::to(999).sport(53) / Dns::query("example.org", 1).id(7)));
     // Multicast DNS: a response without a question, to the group.
     let request = Ip::to("224.0.0.251").src("192.0.2.1") / Udp::to(5353).sport(5353) / Dns::query("example.org", 1);
     let response = |dns: Dns| Ip::to("224.0.0.251").src("192.0.2.3") / Udp::to(5353).sport(5353) / dns.qr(1);
-    answered(&request, &response(Dns::new().an([record()])));
+    answered(&request, &response(Dns::new().qd([]).an([record()])));
     let other = Record::address("other.local", 60, "192.0.2.7".parse().unwrap()).unwrap();
-    not_answered(&request, &response(Dns::new().an([other])));
+    not_answered(&request, &response(Dns::new().qd([]).an([other])));
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod packet;
 
 mod answer;
 mod build;
+mod described;
 mod fragment;
 mod fuzz;
 pub mod mac;
@@ -33,14 +34,15 @@ mod match_key;
 mod parse;
 mod protocol;
 mod reassemble;
+mod service;
 mod show;
 mod table;
 mod text;
 pub mod value;
 
-// To add a layer: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here, its number in the
-// layer below (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `packet/src/layer/samples.rs`, which the tests compare with tshark
-// and Scapy.
+// To add a layer: if it only has fields, an entry of a table in `described`. If it has rules of its own, or is on the fast
+// path: a file with its struct (`layer!`, see `table.rs`) and its `Protocol`, a line here, its number in the layer below
+// (`ip.rs`, `udp.rs`, `ether.rs`, ...), and a sample in `samples.rs`, which the tests compare with tshark and Scapy.
 packet::layers! {
     arp: Arp;
     dns: Dns;
@@ -99,6 +101,7 @@ mod option;
 mod tcp_option;
 
 pub use self::{
+    described::{Described, Entry},
     dns_record::{Question, Record},
     fragment::Cut,
     http::HttpHeader,

@@ -72,10 +72,10 @@ layer! {
         /// Length in units of 8 bytes
         len: u8, 8, computed;
         /// Reserved
-        res: u64, 48, (0);
+        res: [u8; 6], 48, ([0; 6]);
     }
     tail {
-        /// The packet, padded to a multiple of 8 bytes
+        /// The packet, as many whole units of 8 bytes as there are, like Scapy and Linux
         pkt: Vec<u8>;
     }
 }
@@ -138,7 +138,7 @@ pub(crate) fn option(bytes: &[u8]) -> Kind {
         [4, ..] => Kind::NdRedirected,
         [5, 1, ..] => Kind::NdMtu,
         [25, len, ..] if len % 2 == 1 => Kind::NdRdnss,
-        _ => Kind::NdUnknown,
+        _ => super::described::nd_option(bytes).unwrap_or(Kind::NdUnknown),
     }
 }
 
@@ -157,6 +157,12 @@ fn put_length(len: Option<u8>, layer: &'static str, packet: &mut Building<'_>) -
         packet.bytes()[NdSourceLinkLayer::AT.len] = units;
     }
     Ok(())
+}
+
+/// Removes bytes after the last whole unit of 8 bytes.
+fn cut(start: usize, out: &mut Vec<u8>) {
+    let length = out.len() - start;
+    out.truncate(start + length / 8 * 8);
 }
 
 fn pad(start: usize, out: &mut Vec<u8>) {
@@ -185,7 +191,7 @@ macro_rules! fixed {
 fixed!(NdSourceLinkLayer: "source address", NdTargetLinkLayer: "target address", NdPrefix: "prefix", NdMtu: "MTU");
 
 macro_rules! bytes {
-    ($($layer:ident, $field:ident: $name:literal, $summary:literal),*) => {$(
+    ($($layer:ident, $field:ident, $fit:ident: $name:literal, $summary:literal),*) => {$(
         impl Protocol for $layer {
             fn parse(bytes: &[u8], _: &[AnyLayer]) -> Option<Parsed<Self>> {
                 let mut layer = Self::get_fixed(bytes)?;
@@ -198,7 +204,7 @@ macro_rules! bytes {
                 let start = out.len();
                 self.put_fixed(out)?;
                 out.extend_from_slice(self.$field.as_deref().unwrap_or_default());
-                pad(start, out);
+                $fit(start, out);
                 Ok(())
             }
 
@@ -214,8 +220,8 @@ macro_rules! bytes {
 }
 
 bytes!(
-    NdRedirected, pkt: "ICMPv6NDOptRedirectedHdr", "redirected packet",
-    NdUnknown, data: "ICMPv6NDOptUnknown", "ND option"
+    NdRedirected, pkt, cut: "ICMPv6NDOptRedirectedHdr", "redirected packet",
+    NdUnknown, data, pad: "ICMPv6NDOptUnknown", "ND option"
 );
 
 impl Protocol for NdRdnss {
@@ -261,7 +267,7 @@ mod tests {
         let kinds = |packet: &Packet| packet.layers().iter().map(AnyLayer::kind).collect::<Vec<_>>();
         assert_eq!(kinds(&read), kinds(&packet));
         assert_eq!(read.get::<NdRdnss>().unwrap().len, Some(3));
-        assert_eq!(read.get::<NdRedirected>().unwrap().len, Some(3));
+        assert_eq!(read.get::<NdRedirected>().unwrap().pkt.as_deref(), Some(b"01234567".as_slice()));
         assert_eq!(read.build().unwrap(), bytes);
     }
 

@@ -84,6 +84,7 @@ impl Packet {
             match layer {
                 AnyLayer::Gre(gre) => gre.chksum = None,
                 AnyLayer::Icmp(icmp) => icmp.length = None,
+                AnyLayer::Described(layer) => layer.recompute(),
                 // Without TCP below, the field exists only because it was set.
                 AnyLayer::Dns(dns) if is_on_tcp => dns.length = None,
                 _ => {}
@@ -201,22 +202,53 @@ macro_rules! layers {
         pub enum AnyLayer { $($(
             #[doc = concat!("A [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
             $layer($layer),
-        )+)* }
+        )+)*
+            /// A layer of a table.
+            Described(described::Described),
+        }
 
         /// Which layer.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Kind { $($(
             #[doc = concat!("The kind of [`", stringify!($layer), "`](struct@", stringify!($layer), ").")]
             $layer,
-        )+)* }
+        )+)*
+            /// The kind of a layer of a table.
+            Described(described::Entry),
+        }
+
+        const STRUCTS: &[Kind] = &[$($( Kind::$layer, )+)*];
 
         impl Kind {
             /// All layers.
-            pub const ALL: &'static [Self] = &[$($( Self::$layer, )+)*];
+            pub const ALL: &'static [Self] = &{
+                let mut all = [Self::Raw; STRUCTS.len() + described::COUNT];
+                let mut at = 0;
+                while at < all.len() {
+                    all[at] = if at < STRUCTS.len() {
+                        STRUCTS[at]
+                    } else {
+                        Self::Described(described::Entry::at(at - STRUCTS.len()))
+                    };
+                    at += 1;
+                }
+                all
+            };
+
+            /// Description of the layer.
+            pub fn info(self) -> &'static LayerInfo {
+                match self {
+                    $($( Self::$layer => <$layer as protocol::Fixed>::INFO, )+)*
+                    Self::Described(entry) => &entry.description().info,
+                }
+            }
 
             /// A layer without set fields.
             pub fn layer(self) -> AnyLayer {
-                match self { $($( Self::$layer => AnyLayer::$layer($layer::default()), )+)* }
+                match self {
+                    $($( Self::$layer => AnyLayer::$layer($layer::default()), )+)*
+                    Self::Described(entry) => AnyLayer::Described(described::Described::new(entry)),
+                }
             }
 
             /// Parses the layer: length of the header, end of the payload, kind of the payload.
@@ -226,7 +258,9 @@ macro_rules! layers {
                     let parsed = <$layer as protocol::Protocol>::parse(bytes, layers)?;
                     layers.push(AnyLayer::$layer(parsed.layer));
                     Some((parsed.header, parsed.end, parsed.next))
-                } )+)* }
+                } )+)*
+                    Self::Described(entry) => described::Described::parse(entry, bytes, layers),
+                }
             }
         }
 
@@ -234,17 +268,26 @@ macro_rules! layers {
             /// The kind of the layer.
             #[inline]
             pub fn kind(&self) -> Kind {
-                match self { $($( Self::$layer(_) => Kind::$layer, )+)* }
+                match self {
+                    $($( Self::$layer(_) => Kind::$layer, )+)*
+                    Self::Described(layer) => Kind::Described(layer.entry()),
+                }
             }
 
             #[inline(always)]
             fn write(&self, out: &mut Vec<u8>) -> Result<(), table::FieldError> {
-                match self { $($( Self::$layer(layer) => protocol::Protocol::write(layer, out), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => protocol::Protocol::write(layer, out), )+)*
+                    Self::Described(layer) => layer.write(out),
+                }
             }
 
             #[inline(always)]
             fn finish(&self, packet: &mut build::Building<'_>) -> Result<(), table::FieldError> {
-                match self { $($( Self::$layer(layer) => protocol::Protocol::finish(layer, packet), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => protocol::Protocol::finish(layer, packet), )+)*
+                    Self::Described(layer) => layer.finish(packet),
+                }
             }
 
             fn answers_layer(&self, above: &[AnyLayer], request: &AnyLayer, asked: &[AnyLayer]) -> bool {
@@ -256,21 +299,33 @@ macro_rules! layers {
             }
 
             fn summary(&self, f: &mut std::fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> std::fmt::Result {
-                match self { $($( Self::$layer(layer) => protocol::Protocol::summary(layer, f, packet, at), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => protocol::Protocol::summary(layer, f, packet, at), )+)*
+                    Self::Described(layer) => layer.summary(f),
+                }
             }
         }
 
         impl Layer for AnyLayer {
             fn info(&self) -> &'static table::LayerInfo {
-                match self { $($( Self::$layer(layer) => layer.info(), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => layer.info(), )+)*
+                    Self::Described(layer) => layer.info(),
+                }
             }
 
             fn value(&self, index: usize) -> Option<value::Value> {
-                match self { $($( Self::$layer(layer) => layer.value(index), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => layer.value(index), )+)*
+                    Self::Described(layer) => layer.value(index),
+                }
             }
 
             fn set_value(&mut self, index: usize, value: &value::Value) -> Result<(), String> {
-                match self { $($( Self::$layer(layer) => layer.set_value(index, value), )+)* }
+                match self {
+                    $($( Self::$layer(layer) => layer.set_value(index, value), )+)*
+                    Self::Described(layer) => layer.set_value(index, value),
+                }
             }
         }
 

@@ -6,6 +6,9 @@ use super::{AnyLayer, Kind, build::Building, table::FieldError};
 
 /// The fixed part of a header, from the field table.
 pub(crate) trait Fixed: Sized {
+    /// Description of the layer.
+    const INFO: &'static super::LayerInfo;
+
     /// Appends the fixed part: set values, defaults, 0 for fields to be computed.
     fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), FieldError>;
     /// Reads the fixed part; `None` if the bytes are too short.

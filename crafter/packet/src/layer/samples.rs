@@ -38,7 +38,8 @@ pub fn stacks() -> Vec<Packet> {
         let record = Record::address("www.example.org", 60, "192.0.2.7".parse().unwrap()).unwrap();
         Dns::query("www.example.org", 1).qr(1).an([record])
     };
-    vec![
+    let described = DESCRIBED.iter().map(|text| text.parse::<Packet>().expect("a packet"));
+    let structs = vec![
         Ether::new() / ip() / tcp() / "data",
         Ether::new() / Dot1AD::new() / Dot1Q::new().vlan(7) / ipv6() / tcp() / "data" / Padding::of([0; 5]),
         Ether::new() / Arp::who_has("192.0.2.2") / Padding::of([0; 18]),
@@ -89,5 +90,20 @@ pub fn stacks() -> Vec<Packet> {
             / IcmpExtensionHeader::new()
             / IcmpExtensionMpls::new().stack([MplsLabel { label: 16, cos: 1, s: 1, ttl: 2 }]),
         ipv6() / NdRedirect::new() / NdTargetLinkLayer::new() / NdRedirected::new().pkt(vec![1; 48]),
-    ]
+    ];
+    structs.into_iter().chain(described).collect()
 }
+
+/// Packets with layers of the tables.
+const DESCRIBED: [&str; 9] = [
+    r#"IPv6(dst="2001:db8::2")/MIP6MH_BU(seq=7, options=[MIP6OptAltCoA(acoa="2001:db8::3"), MIP6OptMNID(id="x")])"#,
+    r#"IPv6()/ICMPv6MLReport2(records=[ICMPv6MLDMultAddrRec(dst="ff02::5", sources=["::1"]), ICMPv6MLDMultAddrRec()])"#,
+    r#"IPv6(dst="2001:db8::2")/ICMPv6NIQueryName(data="a.example")"#,
+    r#"IPv6(dst="2001:db8::2")/ICMPv6NIReplyIPv6(data=[(5, "2001:db8::3")])"#,
+    r#"IPv6()/ICMPv6ND_RA()/ICMPv6NDOptRouteInfo(plen=64, prefix="2001:db8::")/ICMPv6NDOptDNSSL(searchlist=["a.example"])/
+        ICMPv6NDOptCaptivePortal(URI="http://a")/ICMPv6NDOptPREF64(prefix="64:ff9b::")"#,
+    r#"IP(dst="192.0.2.2")/UDP(sport=53)/DNS(qr=1, an=[DNSRRDS(digest="x"), DNSRRSRV(target="a.")], ar=DNSRROPT(rdata=[EDNS0TLV()]))"#,
+    r#"Dot3()/LLC()/STP()"#,
+    r#"Ether()/Dot1AD()/Dot1AH(isid=7)/Ether()/IP()/UDP(sport=7, dport=7)/"x""#,
+    r#"Ether()/EAPOL(type=1)"#,
+];

@@ -21,7 +21,11 @@ pub struct LayerInfo {
 impl LayerInfo {
     /// Finds a field by name; returns its index too.
     pub fn field(&self, name: &str) -> Option<(usize, &'static FieldInfo)> {
-        self.fields.iter().enumerate().find(|(_, field)| field.name == name)
+        let all = || self.fields.iter().enumerate();
+        // Scapy writes some flags in upper case.
+        all()
+            .find(|(_, field)| field.name == name)
+            .or_else(|| all().find(|(_, field)| field.name.eq_ignore_ascii_case(name)))
     }
 
     /// The error message for an unknown field.
@@ -56,13 +60,13 @@ pub(crate) trait BitField: Sized {
 }
 
 #[inline(always)]
-fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize) -> bool {
+pub(crate) fn put_bits(value: u64, header: &mut [u8], offset: usize, bits: usize) -> bool {
     if bits < 64 && value >> bits != 0 {
         return false;
     }
     let (first, last) = (offset / 8, (offset + bits - 1) / 8);
     if offset.is_multiple_of(8) && bits.is_multiple_of(8) {
-        header[first..=last].copy_from_slice(&value.to_be_bytes()[8 - bits / 8..]);
+        header[first..last + 1].copy_from_slice(&value.to_be_bytes()[8 - bits / 8..]);
         return true;
     }
     let mut rest = u128::from(value) << (7 - (offset + bits - 1) % 8);
@@ -242,6 +246,7 @@ macro_rules! layer {
                         default: $crate::layer::table::layer!(@value $type, $default),
                         names: $crate::layer::table::layer!(@names $($names)?),
                         doc: concat!($($fdoc),*),
+                        form: $crate::layer::described::Form::Typed,
                     }, )*
                     $( FieldInfo {
                         name: plain(stringify!($tail)),
@@ -251,6 +256,7 @@ macro_rules! layer {
                         default: Some(|| <$ttype as FieldValue>::KIND.empty()),
                         names: &[],
                         doc: concat!($($tdoc),*),
+                        form: $crate::layer::described::Form::Typed,
                     }, )*
                 ],
             };
@@ -286,6 +292,8 @@ macro_rules! layer {
 
             #[allow(unused_variables, unused_mut)]
             impl $crate::layer::protocol::Fixed for $layer {
+                const INFO: &'static LayerInfo = &INFO;
+
                 #[inline(always)]
                 fn put_fixed(&self, out: &mut Vec<u8>) -> Result<(), FieldError> {
                     let mut header = [0_u8; $layer::FIXED];

@@ -79,7 +79,7 @@ impl IntoField<Flags> for &str {
 layer! {
     /// Transmission Control Protocol
     pub struct Tcp: "TCP", "RFC 9293" {
-        /// Source port
+        /// Source port; if unset, 53 below DNS, as in Scapy
         sport: u16, 16, (20);
         /// Destination port
         dport: u16, 16, (80);
@@ -108,7 +108,7 @@ layer! {
 
 layer! {
     /// The first 8 bytes of a TCP header, as quoted by an ICMP error
-    pub struct TcpError: "TCPerror", "RFC 792" {
+    pub struct TcpError: "TCPquote", "RFC 792" {
         /// Source port
         sport: u16, 16, (20);
         /// Destination port
@@ -201,6 +201,9 @@ impl Protocol for Tcp {
                 *byte = *byte & 0x0f | (header as u8) << 2;
             }
         }
+        if self.sport.is_none() && matches!(packet.next(), Some(AnyLayer::Dns(_))) {
+            packet.put16(Self::AT.sport, super::udp::DNS);
+        }
         if self.chksum.is_none()
             && let Some(value) = packet.checksum(Some(ip::TCP))
         {
@@ -258,7 +261,7 @@ impl Protocol for TcpError {
     }
 
     fn summary(&self, f: &mut fmt::Formatter<'_>, packet: &[AnyLayer], at: usize) -> fmt::Result {
-        ports(f, "TCPerror", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))
+        ports(f, "TCPquote", packet, at, self.sport.unwrap_or(20), self.dport.unwrap_or(80))
     }
 }
 

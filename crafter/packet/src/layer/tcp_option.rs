@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{
+    described::{self, Family},
     option::{self, ListOption},
     protocol::be32,
     table::FieldError,
@@ -41,6 +42,21 @@ pub enum TcpOption {
     /// The remaining bytes where they are not a list of options, or after its end.
     Rest(Vec<u8>),
 }
+
+const KINDS: [(u8, &str); 12] = [
+    (MSS, "MSS"),
+    (WINDOW_SCALE, "WScale"),
+    (SACK_PERMITTED, "SAckOK"),
+    (SACK, "SAck"),
+    (TIMESTAMPS, "Timestamp"),
+    (14, "AltChkSum"),
+    (15, "AltChkSumOpt"),
+    (MD5, "MD5"),
+    (25, "Mood"),
+    (USER_TIMEOUT, "UTO"),
+    (29, "AO"),
+    (FAST_OPEN, "TFO"),
+];
 
 const NAMES: [&str; 11] = ["EOL", "NOP", "MSS", "WScale", "SAckOK", "SAck", "Timestamp", "MD5", "UTO", "TFO", "Rest"];
 
@@ -140,6 +156,14 @@ fn length(data: usize) -> Result<u8, FieldError> {
     u8::try_from(data + 2).map_err(|_| FieldError { layer: "TCP", field: "options", bits: 40 * 8 })
 }
 
+/// The option with these bytes after kind and length. By way of the list, so that reading lists stays inlined.
+#[cold]
+fn of_bytes(kind: u8, data: &[u8]) -> Result<TcpOption, String> {
+    let length = length(data.len()).map_err(|_| "an option has at most 253 bytes".to_owned())?;
+    let bytes = [&[kind, length], data].concat();
+    TcpOption::parse(&bytes).into_iter().next().ok_or_else(|| "an option needs a kind".to_owned())
+}
+
 impl Element for TcpOption {
     fn to_value(&self) -> Value {
         let uint = |number: u32| Value::Uint(number.into());
@@ -184,6 +208,26 @@ impl Element for TcpOption {
             Value::None => Ok(Vec::new()),
             other => Err(other.mismatch("a tuple of numbers")),
         };
+        // Scapy's names of options without a variant; as bytes, any option.
+        let kind = KINDS.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(kind, _)| *kind);
+        match (kind, data) {
+            (Some(SACK_PERMITTED), _) => {}
+            (Some(kind), Value::Bytes(bytes)) => return of_bytes(kind, bytes),
+            (Some(29), value) => {
+                let bytes = described::element(value, &[Family::TcpOption], "TCPAOValue(...)")?;
+                return Ok(Self::Other(29, bytes));
+            }
+            (Some(14), Value::Tuple(pair)) if pair.len() == 2 => {
+                let mut bytes = vec![pair[0].uint(0xff)? as u8];
+                bytes.extend((pair[1].uint(0xffff)? as u16).to_be_bytes());
+                return Ok(Self::Other(14, bytes));
+            }
+            (Some(FAST_OPEN), Value::Tuple(_)) => {
+                return Ok(Self::Tfo(numbers()?.iter().flat_map(|number: &u32| number.to_be_bytes()).collect()));
+            }
+            (Some(kind @ (14 | 15 | 25)), value) => return Ok(Self::Other(kind, value.bytes()?)),
+            _ => {}
+        }
         let known = NAMES.iter().find(|known| known.eq_ignore_ascii_case(name));
         Ok(match known.copied() {
             Some("EOL") => Self::Eol,

@@ -1,16 +1,17 @@
 //! The text form of packets, their one-line summary, and JSON.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, sync::LazyLock};
 
 use serde_json::json;
 
 use super::{AnyLayer, Kind, Layer, Packet, Value, value::nearest};
 
 /// Names of Scapy for layers that have another name here.
-const ALIASES: [(&str, Kind); 7] = [
+const ALIASES: [(&str, Kind); 8] = [
     ("IPerror", Kind::Ip),
     ("IPerror6", Kind::Ipv6),
     ("UDPerror", Kind::Udp),
+    ("TCPerror", Kind::Tcp),
     ("ICMPerror", Kind::Icmp),
     // Scapy up to 2.5.
     ("ICMPExtensionHeader", Kind::IcmpExtensionHeader),
@@ -21,7 +22,7 @@ const ALIASES: [(&str, Kind); 7] = [
 impl Kind {
     /// The name in Scapy.
     pub fn name(self) -> &'static str {
-        self.layer().info().name
+        self.info().name
     }
 
     /// The kind with a name.
@@ -29,9 +30,11 @@ impl Kind {
     /// # Errors
     /// An error message with the nearest names.
     pub fn named(name: &str) -> Result<Self, String> {
-        let exact = Self::ALL.iter().copied().find(|kind| kind.name() == name);
-        let alias = || ALIASES.iter().find(|(alias, _)| *alias == name).map(|(_, kind)| *kind);
-        exact.or_else(alias).ok_or_else(|| {
+        static NAMES: LazyLock<HashMap<&'static str, Kind>> = LazyLock::new(|| {
+            let exact = Kind::ALL.iter().map(|kind| (kind.name(), *kind));
+            ALIASES.iter().copied().chain(exact).collect()
+        });
+        NAMES.get(name).copied().ok_or_else(|| {
             match nearest(name, Self::ALL.iter().map(|kind| kind.name())) {
                 near if near.starts_with("; did") => format!("there is no layer '{name}'{near}"),
                 // All of them are too many for a message.

@@ -21,6 +21,9 @@ const LLMNR: u16 = 5355;
 /// Port of VXLAN (RFC 7348, section 5).
 pub(crate) const VXLAN: u16 = 4789;
 
+/// Port of GRE in UDP (RFC 8086, section 8).
+const GRE: u16 = 4754;
+
 layer! {
     /// User Datagram Protocol
     pub struct Udp: "UDP", "RFC 768" {
@@ -48,6 +51,15 @@ impl Udp {
     }
 }
 
+/// The group of multicast DNS and of LLMNR, to which a datagram goes if the destination is unset, as in Scapy.
+pub(crate) fn group(next: Option<&AnyLayer>) -> Option<std::net::Ipv4Addr> {
+    match next {
+        Some(AnyLayer::Udp(Udp { dport: Some(MULTICAST_DNS), .. })) => Some([224, 0, 0, 251].into()),
+        Some(AnyLayer::Udp(Udp { dport: Some(LLMNR), .. })) => Some([224, 0, 0, 252].into()),
+        _ => None,
+    }
+}
+
 /// The well-known port of the layer above; 53 if it has none.
 pub(crate) fn port(next: Option<&AnyLayer>) -> u16 {
     match next {
@@ -67,6 +79,7 @@ impl Protocol for Udp {
         let is = |port| layer.sport == Some(port) || layer.dport == Some(port);
         let next = match () {
             () if layer.dport == Some(VXLAN) => Kind::Vxlan,
+            () if layer.dport == Some(GRE) => Kind::Gre,
             () if is(DNS) || is(MULTICAST_DNS) || is(LLMNR) => Kind::Dns,
             () => Kind::Raw,
         };
@@ -83,6 +96,7 @@ impl Protocol for Udp {
             packet.put16(Self::AT.sport, port);
         }
         if self.dport.is_none() {
+            let port = if matches!(packet.next(), Some(AnyLayer::Gre(_))) { GRE } else { port };
             packet.put16(Self::AT.dport, port);
         }
         if self.len.is_none() {

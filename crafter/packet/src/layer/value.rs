@@ -5,6 +5,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use super::described::Form;
+
 /// The value of a field, as used in the text form, `show` and JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
@@ -206,7 +208,7 @@ impl FieldKind {
 }
 
 /// Description of a field.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct FieldInfo {
     /// The name in Scapy.
     pub name: &'static str,
@@ -222,6 +224,8 @@ pub struct FieldInfo {
     pub names: &'static [(u64, &'static str)],
     /// The meaning.
     pub doc: &'static str,
+    /// How it is written.
+    pub(crate) form: Form,
 }
 
 impl FieldInfo {
@@ -236,7 +240,11 @@ impl FieldInfo {
     /// The number for a name.
     pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
         let found = self.names.iter().find(|(_, known)| known.eq_ignore_ascii_case(name));
-        found.map(|&(number, _)| number).ok_or_else(|| match self.names {
+        let service = || match self.name {
+            "sport" | "dport" => super::service::port(name),
+            _ => None,
+        };
+        found.map(|&(number, _)| number).or_else(service).ok_or_else(|| match self.names {
             [] => format!("'{name}' does not fit: a number is needed"),
             names => {
                 format!("'{name}' is not the name of a value{}", nearest(name, names.iter().map(|&(_, name)| name)))
@@ -265,6 +273,24 @@ pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
             format!("; known: {}", near.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", "))
         }
         _ => format!("; did you mean {}?", close.join(" or ")),
+    }
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Uint(number)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
     }
 }
 
@@ -340,6 +366,20 @@ impl FieldValue for Vec<u8> {
 
     fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
         value.bytes()
+    }
+}
+
+impl<const N: usize> FieldValue for [u8; N] {
+    const KIND: FieldKind = FieldKind::Bytes;
+
+    fn to_value(&self) -> Value {
+        Value::Bytes(self.to_vec())
+    }
+
+    fn from_value(value: &Value, _: &FieldInfo) -> Result<Self, String> {
+        let bytes = value.bytes()?;
+        let length = bytes.len();
+        bytes.try_into().map_err(|_| format!("{length} bytes do not fit: {N} bytes are needed"))
     }
 }
 

@@ -107,6 +107,10 @@ impl World for Outside {
         Ok(packets)
     }
 
+    fn interface(&self) -> Option<&str> {
+        self.interface.as_deref()
+    }
+
     fn read(&mut self, path: &str) -> Result<Vec<u8>> {
         std::fs::read(path).map_err(|error| file_error("read", path, error))
     }
