@@ -137,7 +137,7 @@ pub(super) fn take(service: &Rc<Service>, lease: &Rc<ServedLease>) -> (ReadOutco
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
                 // The kernel finds no route from an address that is not the host's.
-                let own = lease.terms.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                let own = lease.grant().sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
                 packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
             }
@@ -179,10 +179,11 @@ fn check_packet(
     cut: bool,
     now: Instant,
 ) -> Result<Option<PacketInfo>, Refusal> {
+    let grant = lease.grant();
     let mut usage = lease.usage().borrow_mut();
     // Packets that no rule is asked about count, too.
     let malformed = |usage: &mut Usage, sentence: &str| {
-        let decision = policy.charge(&lease.terms.grant, usage, now);
+        let decision = policy.charge(&grant, usage, now);
         allowed(decision).err().unwrap_or(Refusal {
             code: Code::Malformed,
             decision: None,
@@ -197,8 +198,8 @@ fn check_packet(
     }
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
-        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
-        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.terms.grant), bytes, &mut usage, now);
+        let borrowed = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
+        let decision = policy.frame(borrowed.as_ref().unwrap_or(&grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
@@ -209,7 +210,7 @@ fn check_packet(
     let Some(outgoing) = PacketInfo::read(bytes) else {
         return Err(malformed(&mut usage, "the packet's IP header and ports cannot be read"));
     };
-    let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
+    let decision = policy.packet(&grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
     flow(policy, lease, &outgoing, now)?;
@@ -235,7 +236,7 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
             && requested.ports.contains(&port)
             && other.terms.address.is_none_or(|address| address == outgoing.source)
     };
-    Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())
+    Some(service.leases.borrow().values().find(owns)?.grant().for_frames())
 }
 
 /// Counts the packet's flow, if it has ports.
