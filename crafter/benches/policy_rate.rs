@@ -5,7 +5,7 @@
 use std::{fmt::Write as _, hint::black_box, net::Ipv4Addr, time::Instant};
 
 use crafter::{
-    packet::{PacketPorts, Route, Transport},
+    packet::{IpOptions, PacketPorts, Route, Transport},
     policy::{Host, PacketInfo, Policy, RequestedLease, SHIPPED, Subject, Usage},
 };
 
@@ -68,6 +68,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
                     transport: Some(Transport::Tcp),
                     ports: PacketPorts::Both { source: 50_000, destination: 80 },
                     route: Route::None,
+                    options: IpOptions::Harmless,
                     length: 60,
                 };
                 allowed += u32::from(policy.packet(&grant, black_box(&packet), &mut usage, now).is_allowed());

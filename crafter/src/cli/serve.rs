@@ -1,15 +1,10 @@
 //! `crafter serve`: runs the service.
 
-use std::{
-    fs, io,
-    os::unix::{
-        fs::PermissionsExt as _,
-        net::{UnixListener, UnixStream},
-    },
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod socket;
 
+use std::{path::PathBuf, time::Duration};
+
+use self::socket::{Access, bind};
 use crate::cli::exit;
 use crafter::{
     Error, Options, Result,
@@ -23,7 +18,7 @@ use crafter::{
         serve,
     },
 };
-use nix::unistd::{Gid, Group, chown};
+use nix::unistd::{Gid, Group};
 
 use super::{Globals, account, complete, interface, service::Socket, signals};
 
@@ -101,8 +96,9 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
         }
         None => {
             let path = args.socket.path();
-            let listener = bind(&path, &args)?;
-            (listener, Some(Bound(path)))
+            let access = Access { group: group(&args)?, everybody: args.everybody };
+            let (listener, file) = bind(&path, &access)?;
+            (listener, Some(file))
         }
     };
     // The confinement below forbids starting programs: the guard process of old kernels starts first.
@@ -117,41 +113,6 @@ pub async fn run(args: Args, _: &Globals) -> anyhow::Result<u8> {
     log::logger().flush();
     served?;
     Ok(exit::SUCCESS)
-}
-
-/// The file of a bound socket; removed on drop.
-struct Bound(PathBuf);
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        // Fails if the service has switched users and may not write the directory; the next start replaces the file.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn bind(path: &Path, args: &Args) -> Result<UnixListener> {
-    let failed = |source: io::Error| Error::Io { action: format!("listen on {}", path.display()), source };
-    if UnixStream::connect(path).is_ok() {
-        let reason = "another service is listening on it; stop that service, or choose another socket";
-        return Err(Error::invalid(format!("--socket {}", path.display()), reason));
-    }
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        fs::create_dir_all(directory).map_err(failed)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let group = group(args)?;
-    // No other user may connect before owner and mode are set.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
-    let listener = listener.map_err(failed)?;
-    chown(path, None, group).map_err(|errno| failed(errno.into()))?;
-    let mode = if args.everybody { 0o666 } else { 0o660 };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
-    Ok(listener)
 }
 
 fn group(args: &Args) -> Result<Option<Gid>> {

@@ -10,14 +10,17 @@ use super::{
     Policy,
     packet_info::PacketInfo,
     policy_verdict::{Decision, Verdict},
-    rule::Rule,
+    rule::{Foreign, Rule},
     targets::FarPort,
     usage::Usage,
 };
-use crate::packet::{Framed, Route, Transport, framed};
+use crate::packet::{Framed, IpOptions, Route, Transport, framed};
 
 /// The longest Ethernet header: with one 802.1Q tag, in bytes.
 const FRAME_HEADER: usize = 18;
+
+/// The broadcast address of 127.0.0.0/8.
+const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
 
 /// A user and the user's groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +144,16 @@ impl Policy {
             policy: self.stamp,
             rule,
         })
+    }
+
+    /// The same grant with the host's addresses and networks of now.
+    pub fn renew(&self, grant: &Grant, host: &Host) -> Grant {
+        let rule = self.rule_of(&grant.subject);
+        let mut sources: Vec<IpAddr> = host.addresses.iter().map(IpAddr::to_canonical).collect();
+        sources.retain(|&own| grant.requested.address.is_none_or(|address| address.to_canonical() == own));
+        sources.retain(|&own| rule.is_none_or(|rule| rule.allows_address(own)));
+        sources.sort_unstable();
+        Grant { sources, broadcasts: host.broadcasts.clone(), ..grant.clone() }
     }
 
     /// Decides whether this policy would grant a lease that another policy granted, without limits and rates. The
@@ -301,14 +314,38 @@ fn check(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     granted(!own || port.is_none_or(|port| requested.ports.contains(&port)), Verdict::SourcePort)?;
     granted(own || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
     granted(!own || rule.allows_address(source), Verdict::Address)?;
+    plausible(rule, grant, packet)?;
     reach(rule, packet, &grant.broadcasts)
 }
 
-/// Checks the protocol and source route of a packet.
+/// Refuses source addresses that no packet on a network may have, whoever's they are, unless `foreign_sources` has
+/// them: loopback addresses beyond this host (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3), and IPv4-mapped
+/// addresses in an IPv6 header, which receivers take for IPv4 addresses (RFC 4942, section 2.2). A home address takes
+/// the place of the source.
+fn plausible(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
+    let is_mapped = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
+    let (source, destination) = (packet.source.to_canonical(), packet.destination.to_canonical());
+    let leaves = !destination.is_loopback() && grant.sources.binary_search(&destination).is_err();
+    granted(!(source.is_loopback() && leaves) || rule.foreign_sources.allows(source), Verdict::ForeignSource)?;
+    let is_disguised =
+        is_mapped(packet.source) || is_mapped(packet.destination) || packet.options == IpOptions::HomeAddress;
+    granted(!is_disguised || matches!(rule.foreign_sources, Foreign::All), Verdict::ForeignSource)
+}
+
+/// Whether an address is link-local: also that of the metadata service of most clouds.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// Checks the protocol, source route and options of a packet.
 pub(super) fn form(rule: &Rule, packet: &PacketInfo) -> Checked {
     let known = packet.transport.is_some_and(|transport| rule.protocols.has(transport));
     granted(known || rule.protocols.any, Verdict::Protocol)?;
-    granted(packet.route == Route::None || rule.protocols.any, Verdict::SourceRoute)
+    granted(packet.route == Route::None || rule.protocols.any, Verdict::SourceRoute)?;
+    granted(packet.options == IpOptions::Harmless || rule.protocols.any, Verdict::Option)
 }
 
 /// Checks the destinations of a packet: that of its header, and the addresses of a source route, the last of which is
@@ -331,9 +368,14 @@ fn reach_one(rule: &Rule, [denied, allowed]: [FarPort; 2], destination: IpAddr, 
     granted(rule.multicast || !destination.is_multicast(), Verdict::Multicast)?;
     if let IpAddr::V4(address) = destination {
         // RFC 1122, section 3.3.6: 0.0.0.0 is an obsolete form of the broadcast address.
-        let broadcast = address.is_broadcast() || address.is_unspecified() || broadcasts.contains(&address);
+        // Every host has the network 127.0.0.0/8.
+        let broadcast = address.is_broadcast()
+            || address.is_unspecified()
+            || address == LOOPBACK_BROADCAST
+            || broadcasts.contains(&address);
         granted(rule.broadcast || !broadcast, Verdict::Broadcast)?;
     }
+    granted(rule.link_local || !is_link_local(destination), Verdict::LinkLocal)?;
     granted(!rule.deny.has(destination, denied), Verdict::Denied)?;
     let allowed = rule.allow.as_ref().is_none_or(|allow| allow.has(destination, allowed));
     granted(allowed, Verdict::NotAllowed)

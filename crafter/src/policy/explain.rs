@@ -12,7 +12,7 @@ use super::{
     rule::Rule,
     targets::Target,
 };
-use crate::packet::{PacketPorts, Route, Transport};
+use crate::packet::{IpOptions, PacketPorts, Route, Transport};
 
 /// A packet to be checked. Values that are `None` count as allowed, and are listed as assumptions.
 #[derive(Debug, Clone)]
@@ -96,6 +96,7 @@ impl Question {
             transport: Some(self.transport),
             ports,
             route: Route::None,
+            options: IpOptions::Harmless,
             length: 0,
         }
     }

@@ -32,10 +32,10 @@
 //!
 //! - A restriction (`interfaces`, `addresses`, `ports`, `allow`) applies only if its key is present; an empty list
 //!   allows nothing. **A denied destination is denied, whatever `allow` says.**
-//! - Dangerous permissions must be granted: `raw_ethernet`, `observe`, `multicast`, `broadcast` (`true`), and
-//!   `foreign_sources` (`true`, or the prefixes that leases may send from).
+//! - Dangerous permissions must be granted: `raw_ethernet`, `observe`, `multicast`, `broadcast`, `link_local` (`true`),
+//!   and `foreign_sources` (`true`, or the prefixes that leases may send from).
 //! - `protocols` are tcp, udp and icmp by default. `icmp` means queries with an identifier, as ping sends them; other
-//!   ICMP messages, other protocols and source-routed packets need `"any"`. Each address of a source route is checked
+//!   ICMP messages, other protocols, source-routed packets and special IP options need `"any"`. Each address of a source route is checked
 //!   like a destination; an unreadable route is refused if the rule has `deny` or `allow`.
 //! - Limits apply per user, over all leases of the user, even if the rule names a group. Their defaults are the values
 //!   above; the default `burst` is a tenth of a second. `"unlimited"` lifts a limit.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::targets::FarPort;
-use crate::packet::{Framed, IpPacket, PacketPorts, Route, Transport, framed};
+use crate::packet::{Framed, IpOptions, IpPacket, PacketPorts, Route, Transport, framed};
 
 /// The fields of a packet that the policy compares before the packet is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct PacketInfo {
     /// The addresses of a loose or strict source route (RFC 791, section 3.1) or an IPv6 routing header (RFC 8200,
     /// section 4.4).
     pub route: Route,
+    /// Its IP options.
+    pub options: IpOptions,
     /// Length from the IP header on, in bytes.
     pub length: usize,
 }
@@ -34,6 +36,7 @@ impl PacketInfo {
             transport,
             ports,
             route: read.route(),
+            options: read.options(),
             length: packet.len(),
         })
     }

@@ -104,6 +104,10 @@ verdicts! {
     NotAllowed "not-allowed" "it does not allow the destination",
     /// A source route or routing header, without protocol `any`.
     SourceRoute "source-route" "a source-routed packet needs \"any\" among its protocols",
+    /// An IP option such as router alert, without protocol `any`.
+    Option "ip-option" "a packet with special IP options needs \"any\" among its protocols",
+    /// No `link_local`.
+    LinkLocal "link-local" "a link-local destination needs link_local = true",
     /// Longer than the MTU.
     TooLong "too-long" "the packet is longer than the interface's MTU",
     /// Faster than `packets_per_second` and `burst`.

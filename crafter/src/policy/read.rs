@@ -23,7 +23,7 @@ const MAX_LENGTH: usize = 1 << 20;
 const MAX_KEEP_ATTACHED: u32 = 86_400;
 
 /// The keys of a rule.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "user",
     "group",
     "everybody",
@@ -45,6 +45,7 @@ const KEYS: [&str; 21] = [
     "observe",
     "multicast",
     "broadcast",
+    "link_local",
 ];
 
 /// Reads a text: its rules, and how long interfaces stay attached. Both are valid only without problems.
@@ -175,6 +176,7 @@ impl Reader<'_> {
             "observe" => rule.observe = self.flag(value).unwrap_or_default(),
             "multicast" => rule.multicast = self.flag(value).unwrap_or_default(),
             "broadcast" => rule.broadcast = self.flag(value).unwrap_or_default(),
+            "link_local" => rule.link_local = self.flag(value).unwrap_or_default(),
             "foreign_sources" => {
                 rule.foreign_sources = match value.0.get_ref() {
                     DeValue::Boolean(true) => Foreign::All,

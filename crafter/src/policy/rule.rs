@@ -46,7 +46,7 @@ pub struct Protocols {
     pub udp: bool,
     /// ICMP and ICMPv6 queries whose identifier the lease owns.
     pub icmp: bool,
-    /// All other protocols and ICMP messages, and source-routed packets.
+    /// All other protocols and ICMP messages, source-routed packets, and special IP options.
     pub any: bool,
 }
 
@@ -130,6 +130,8 @@ pub struct Rule {
     pub multicast: bool,
     /// Whether packets may go to broadcast addresses.
     pub broadcast: bool,
+    /// Whether packets may go to link-local addresses, such as the host's metadata service in a cloud.
+    pub link_local: bool,
 }
 
 /// The default rate.
@@ -167,6 +169,7 @@ impl Default for Rule {
             observe: false,
             multicast: false,
             broadcast: false,
+            link_local: false,
         }
     }
 }

@@ -73,6 +73,11 @@ fn failed(what: &str, name: &str, errno: nix::Error) -> Error {
     Error::Io { action: format!("look up {what} '{name}'"), source: io::Error::from(errno) }
 }
 
+/// The highest address of the network, if it has more than two (RFC 3021).
+fn network_broadcast(address: Ipv4Addr, mask: u32) -> Option<Ipv4Addr> {
+    (mask.count_ones() < 31).then(|| Ipv4Addr::from_bits(address.to_bits() | !mask))
+}
+
 /// The addresses of this network namespace, and the broadcast addresses of its networks.
 ///
 /// # Errors
@@ -85,6 +90,10 @@ pub fn addresses() -> Result<(Vec<IpAddr>, Vec<Ipv4Addr>)> {
         if let Some(v4) = address.as_sockaddr_in() {
             addresses.push(v4.ip().into());
             broadcasts.extend(entry.broadcast.and_then(|address| Some(address.as_sockaddr_in()?.ip())));
+            // The kernel has a broadcast route for every network, whether or not the address names a broadcast address
+            // (`fib_add_ifaddr`).
+            let mask = entry.netmask.and_then(|mask| Some(mask.as_sockaddr_in()?.ip().to_bits()));
+            broadcasts.extend(mask.and_then(|mask| network_broadcast(v4.ip(), mask)));
         } else if let Some(v6) = address.as_sockaddr_in6() {
             addresses.push(v6.ip().into());
         }

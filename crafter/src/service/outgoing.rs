@@ -187,7 +187,7 @@ fn take_into(
             Ok(None) => packets.push(Packet::Frame(bytes)),
             Ok(Some(outgoing)) => {
                 // The kernel finds no route from an address that is not the host's.
-                let own = lease.terms.grant.sources().binary_search(&outgoing.source.to_canonical()).is_ok();
+                let own = lease.grant().sources().binary_search(&outgoing.source.to_canonical()).is_ok();
                 let source = own.then_some(outgoing.source);
                 packets.push(Packet::Unrouted((outgoing.destination, source), bytes));
             }
@@ -229,10 +229,11 @@ fn check_packet(
     bytes: &[u8],
     (cut, now): (bool, Instant),
 ) -> Result<Option<PacketInfo>, Refusal> {
+    let grant = lease.grant();
     let mut usage = lease.usage().borrow_mut();
     // Packets that are refused before the policy is asked count towards the rate, too.
     let malformed = |usage: &mut Usage, sentence: &str| {
-        let decision = policy.charge(&lease.terms.grant, usage, now);
+        let decision = policy.charge(&grant, usage, now);
         allowed(decision).err().unwrap_or(Refusal {
             code: Code::Malformed,
             decision: None,
@@ -247,8 +248,8 @@ fn check_packet(
     }
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
-        let grant = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
-        let decision = policy.frame(grant.as_ref().unwrap_or(&lease.terms.grant), bytes, &mut usage, now);
+        let borrowed = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
+        let decision = policy.frame(borrowed.as_ref().unwrap_or(&grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
         if let Some(outgoing) = &outgoing {
@@ -259,7 +260,7 @@ fn check_packet(
     let Some(outgoing) = PacketInfo::read(bytes) else {
         return Err(malformed(&mut usage, "the packet's IP header and ports cannot be read"));
     };
-    let decision = policy.packet(&lease.terms.grant, &outgoing, &mut usage, now);
+    let decision = policy.packet(&grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
     flow(service, policy, lease, closed, &outgoing, now)?;
@@ -285,7 +286,7 @@ fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Op
             && requested.ports.contains(&port)
             && other.terms.address.is_none_or(|address| address == outgoing.source)
     };
-    Some(service.leases.borrow().values().find(owns)?.terms.grant.for_frames())
+    Some(service.leases.borrow().values().find(owns)?.grant().for_frames())
 }
 
 /// Counts the packet's flow, if it has ports.

@@ -33,7 +33,7 @@ use crate::{
     datapath::maps::Terms,
     driver::{LeaseId, Received, Transmitted},
     mmsg,
-    policy::{Grant, Subject, Usage},
+    policy::{Grant, Host, Policy, Subject, Usage},
     protocol::{
         record::{self, Code, DeliveryKind, HEADER, Header, Kind, QUOTED},
         wire,
@@ -114,6 +114,8 @@ impl Drop for Listed {
 /// A lease.
 pub(super) struct ServedLease {
     pub(super) terms: LeaseTerms,
+    /// The grant with the host's addresses of now.
+    grant: RefCell<Rc<Grant>>,
     pub(super) attachment: Rc<Attachment>,
     guard: RefCell<Option<AttachmentGuard>>,
     lease: RefCell<Option<Lease>>,
@@ -148,6 +150,7 @@ impl ServedLease {
         charge: Charge,
     ) -> Result<Rc<Self>> {
         Ok(Rc::new(Self {
+            grant: RefCell::new(Rc::new(terms.grant.clone())),
             terms,
             attachment: guard.attachment.clone(),
             guard: RefCell::new(Some(guard)),
@@ -168,6 +171,16 @@ impl ServedLease {
             over: Notify::new(),
             ending: RefCell::default(),
         }))
+    }
+
+    /// What its packets are compared with: the grant with the host's addresses of now.
+    pub(super) fn grant(&self) -> Rc<Grant> {
+        self.grant.borrow().clone()
+    }
+
+    /// Takes over a change of the host's addresses.
+    pub(super) fn renew(&self, policy: &Policy, host: &Host) {
+        self.grant.replace(Rc::new(policy.renew(&self.terms.grant, host)));
     }
 
     /// The owner of the lease.

@@ -225,9 +225,16 @@ impl Service {
         Ok(Host { addresses: addresses.clone(), broadcasts: broadcasts.clone(), mtu })
     }
 
-    /// Handles a change of the host's addresses: clears them and all cached routes.
+    /// Like [`host`](Self::host). Without a list, every address is foreign.
+    fn host_now(&self) -> Host {
+        self.host(0).unwrap_or_default()
+    }
+
+    /// Handles a change of the host's addresses: clears them and all cached routes, and renews the grants of leases.
     pub(super) fn handle_addresses(&self) {
         self.host.replace(None);
+        let (policy, host) = (self.policy(), self.host_now());
+        self.leases.borrow().values().for_each(|lease| lease.renew(&policy, &host));
         self.attached().iter().for_each(|attachment| attachment.forget_routes());
         self.next_hops.forget_absent();
     }
@@ -252,7 +259,10 @@ impl Service {
     /// Adds a lease.
     pub(super) fn begin(&self, lease: Rc<ServedLease>) {
         self.emit_of("lease-begun", &lease);
-        let rule = self.policy().rule_of(lease.subject()).map(|rule| rule.number);
+        let policy = self.policy();
+        // The addresses may have changed since the lease was planned.
+        lease.renew(&policy, &self.host_now());
+        let rule = policy.rule_of(lease.subject()).map(|rule| rule.number);
         records::begin(&self.audit, &lease, rule);
         self.leases_by_user.borrow_mut().insert((lease.subject().user, lease.terms.number));
         self.leases.borrow_mut().insert(lease.terms.number, lease);

@@ -154,6 +154,33 @@ impl<'a> IpPacket<'a> {
         Route::read(self.bytes, &self.net)
     }
 
+    /// The options in its headers: of IPv4, or of the hop-by-hop and destination options headers of IPv6.
+    pub fn options(&self) -> IpOptions {
+        if !self.net.v6 {
+            return options_v4(self.bytes.get(IPV4_HEADER..self.net.transport).unwrap_or_default());
+        }
+        let (mut next, mut at) = (self.bytes.get(6).copied().unwrap_or_default(), IPV6_HEADER);
+        let mut found = IpOptions::Harmless;
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            let Some(&[following, units, ..]) = self.bytes.get(at..self.net.transport) else { break };
+            let length = match next {
+                HOP_BY_HOP | DESTINATION_OPTIONS | MOBILITY | ROUTING => (usize::from(units) + 1) * 8,
+                AUTHENTICATION => (usize::from(units) + 2) * 4,
+                FRAGMENT => 8,
+                _ => break,
+            };
+            if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS) {
+                match self.bytes.get(at + 2..at + length).map_or(IpOptions::Special, options_v6) {
+                    IpOptions::Harmless => {}
+                    IpOptions::Special => found = IpOptions::Special,
+                    IpOptions::HomeAddress => return IpOptions::HomeAddress,
+                }
+            }
+            (next, at) = (following, at + length);
+        }
+        found
+    }
+
     /// Whether the header declares a length; 0 in a super-frame that exceeds the field.
     pub fn declares_length(&self) -> bool {
         parse::declared_length(self.bytes, 0, self.net.v6).is_some_and(|length| length > 0)
@@ -187,6 +214,62 @@ impl<'a> IpPacket<'a> {
         let version = if self.net.v6 { "IP6" } else { "IP" };
         write!(f, "{version} {}.{source} > {}.{destination}", self.source, self.destination)
     }
+}
+
+/// The options in the headers of a packet, as far as they ask others for more than to record or to pad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpOptions {
+    /// IPv4: record route and timestamp at most (RFC 791, section 3.1). IPv6: padding at most (RFC 8200, section 4.2).
+    Harmless,
+    /// Others, such as router alert (RFC 2113, RFC 2711) and security labels (CIPSO; RFC 5570), or unreadable ones.
+    Special,
+    /// A home address (RFC 6275, section 6.3), which takes the place of the source address.
+    HomeAddress,
+}
+
+/// Kinds of options that are harmless: end, no operation, record route, timestamp (IPv4).
+const HARMLESS_V4: [u8; 4] = [0, 1, 7, 68];
+/// Loose and strict source route, which [`IpPacket::route`] reads.
+const ROUTES_V4: [u8; 2] = [131, 137];
+/// The home address option (RFC 6275, section 6.3).
+const HOME_ADDRESS: u8 = 201;
+
+fn options_v4(mut rest: &[u8]) -> IpOptions {
+    while let [kind, behind @ ..] = rest {
+        let length = match (kind, behind.first()) {
+            (0, _) => break,
+            (1, _) => 1,
+            (_, Some(&length @ 2..)) => usize::from(length),
+            _ => return IpOptions::Special,
+        };
+        if !HARMLESS_V4.contains(kind) && !ROUTES_V4.contains(kind) {
+            return IpOptions::Special;
+        }
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    IpOptions::Harmless
+}
+
+/// The options of a hop-by-hop or destination options header.
+fn options_v6(mut rest: &[u8]) -> IpOptions {
+    let mut found = IpOptions::Harmless;
+    while let [kind, behind @ ..] = rest {
+        let length = match (kind, behind.first()) {
+            (0, _) => 1,
+            (_, Some(&length)) => usize::from(length) + 2,
+            (_, None) => return IpOptions::Special,
+        };
+        match *kind {
+            0 | 1 => {}
+            HOME_ADDRESS => return IpOptions::HomeAddress,
+            _ => found = IpOptions::Special,
+        }
+        rest = match rest.get(length..) {
+            Some(rest) => rest,
+            None => return IpOptions::Special,
+        };
+    }
+    found
 }
 
 /// Converts an address of the parser: IPv6 if `v6`, else the IPv4 address in its last 4 bytes.

@@ -21,7 +21,7 @@ pub mod udp;
 
 pub use checksum::Checksum;
 pub use icmp::{IcmpError, IcmpReason, Quoted};
-pub use ip::{Fragment, IpPacket};
+pub use ip::{Fragment, IpOptions, IpPacket};
 pub use ports::PacketPorts;
 pub use seq::Seq;
 pub use tcp::{Flags, TcpView};

@@ -29,9 +29,9 @@ fn destinations() {
 #[test]
 fn multicast_and_broadcast() {
     twins(&rule(""), "224.0.0.251:5353", Verdict::Multicast, "223.0.0.1:5353");
-    twins(&rule(""), "[ff02::fb]:5353", Verdict::Multicast, "[fe80::1]:5353");
+    twins(&rule(""), "[ff02::fb]:5353", Verdict::Multicast, "[2001:db8:5::1]:5353");
     twins(&rule("broadcast = true"), "239.1.1.1:1", Verdict::Multicast, "255.255.255.255:1");
-    for broadcast in ["255.255.255.255:1", "192.0.2.255:1", "0.0.0.0:1"] {
+    for broadcast in ["255.255.255.255:1", "192.0.2.255:1", "0.0.0.0:1", "127.255.255.255:1"] {
         twins(&rule("multicast = true"), broadcast, Verdict::Broadcast, "239.1.1.1:1");
         twins(&rule("broadcast = true\ndeny = ['1.1.1.1']"), "1.1.1.1:1", Verdict::Denied, broadcast);
     }
@@ -120,6 +120,109 @@ fn fragments() {
     for fragment in ping {
         assert_eq!(sent(&rule("deny = [{ prefix = 'any', ports = [25] }]"), icmp, &fragment), Verdict::Allowed);
     }
+}
+
+/// Each row is refused by default; with the keys, the same packet is allowed.
+#[test]
+fn what_no_packet_may_carry_needs_a_key() {
+    let v6 = |source: &str, destination: &str| {
+        let mut packet = ip6(&[], &TCP);
+        for (at, address) in [(8, source), (24, destination)] {
+            packet[at..at + 16].copy_from_slice(&address.parse::<std::net::Ipv6Addr>().unwrap().octets());
+        }
+        read(&packet)
+    };
+    let v4 = |options: &[u8]| read(&ip(options, 6, 0, &TCP));
+    let (own, far) = ("2001:db8::1", "2001:db8:1::1");
+    let home: &[u8] = &[2, 1, 0, 201, 16, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 1, 0];
+    let (any, all) = ("protocols = ['any']", "foreign_sources = true");
+    let both = "protocols = ['any']\nforeign_sources = true";
+    let rows = [
+        ("loopback source", Verdict::ForeignSource, v6("::1", far), all),
+        ("mapped source", Verdict::ForeignSource, v6("::ffff:192.0.2.1", far), all),
+        ("mapped destination", Verdict::ForeignSource, v6(own, "::ffff:203.0.113.1"), all),
+        ("IPv4 loopback source", Verdict::ForeignSource, tcp("127.0.0.1:50000", "203.0.113.1:80"), all),
+        ("home address", Verdict::Option, read(&ip6(&[(60, home)], &TCP)), both),
+        ("router alert", Verdict::Option, read(&ip6(&[(0, &[0, 5, 2, 0, 0, 1, 0])], &TCP)), any),
+        ("CALIPSO", Verdict::Option, read(&ip6(&[(0, &[0, 7, 2, 0, 0, 1, 0])], &TCP)), any),
+        ("option beyond its header", Verdict::Option, read(&ip6(&[(0, &[0, 1, 9, 0, 0, 0, 0])], &TCP)), any),
+        ("IPv4 router alert", Verdict::Option, v4(&[148, 4, 0, 0]), any),
+        ("CIPSO", Verdict::Option, v4(&[134, 6, 0, 0, 0, 1, 0, 0]), any),
+        ("IPv4 security", Verdict::Option, v4(&[130, 4, 0, 0]), any),
+        ("unknown IPv4 option after a harmless one", Verdict::Option, v4(&[1, 1, 94, 2]), any),
+        ("metadata service", Verdict::LinkLocal, tcp("192.0.2.1:50000", "169.254.169.254:80"), "link_local = true"),
+        ("link-local", Verdict::LinkLocal, v6(own, "fe80::1"), "link_local = true"),
+    ];
+    let mut host = host();
+    host.addresses.extend(["127.0.0.1".parse::<IpAddr>().unwrap(), "::1".parse().unwrap()]);
+    let ask = |keys: &str, packet: &PacketInfo| {
+        let (policy, mut usage) = (rule(keys), Usage::default());
+        let grant = policy.grant(&alice(), &requested(), &host, &usage).expect("a lease");
+        policy.packet(&grant, packet, &mut usage, Instant::now()).verdict
+    };
+    for (name, verdict, packet, keys) in rows {
+        assert_eq!(ask("", &packet), verdict, "{name}");
+        assert_eq!(ask(keys, &packet), Verdict::Allowed, "{name}");
+    }
+    // A home address is a source, also where special options are allowed.
+    assert_eq!(ask(any, &read(&ip6(&[(60, home)], &TCP))), Verdict::ForeignSource);
+    // This host may send to itself from a loopback address.
+    for destination in ["127.0.0.1:80", "192.0.2.1:80"] {
+        assert_eq!(ask("", &tcp("127.0.0.1:50000", destination)), Verdict::Allowed, "{destination}");
+    }
+    // Timestamps, record route and padding are harmless.
+    for packet in [
+        v4(&[68, 8, 5, 0, 0, 0, 0, 0]),
+        v4(&[7, 7, 4, 0, 0, 0, 0, 0]),
+        read(&ip6(&[(0, &[0, 1, 4, 0, 0, 0, 0])], &TCP)),
+    ] {
+        assert_eq!(ask("", &packet), Verdict::Allowed);
+    }
+}
+
+/// Addresses and networks that change between the grant and the packet.
+#[test]
+fn renewed_grants_judge_by_the_addresses_of_now() {
+    let policy = rule("");
+    let mut usage = Usage::default();
+    let grant = policy.grant(&alice(), &requested(), &host(), &usage).unwrap();
+    let mut ask = |grant: &Grant, source: &str, destination: &str| {
+        policy.packet(grant, &tcp(source, destination), &mut usage, Instant::now()).verdict
+    };
+    let now = Host {
+        addresses: vec!["198.51.100.1".parse().unwrap(), "203.0.113.7".parse().unwrap()],
+        broadcasts: vec!["203.0.113.255".parse().unwrap()],
+        mtu: 1500,
+    };
+    let renewed = policy.renew(&grant, &now);
+    for (name, source, destination, before, after) in [
+        ("removed address", "192.0.2.1:50000", "192.0.2.9:80", Verdict::Allowed, Verdict::ForeignSource),
+        ("added address", "203.0.113.7:50000", "192.0.2.9:80", Verdict::ForeignSource, Verdict::Allowed),
+        (
+            "broadcast of an added network",
+            "198.51.100.1:50000",
+            "203.0.113.255:80",
+            Verdict::Allowed,
+            Verdict::Broadcast,
+        ),
+        (
+            "broadcast of a removed network",
+            "198.51.100.1:50000",
+            "192.0.2.255:80",
+            Verdict::Broadcast,
+            Verdict::Allowed,
+        ),
+    ] {
+        assert_eq!(ask(&grant, source, destination), before, "{name}");
+        assert_eq!(ask(&renewed, source, destination), after, "{name}");
+    }
+    // A lease on one address gets no other, and a rule's addresses still apply.
+    let one = RequestedLease { address: Some("192.0.2.1".parse().unwrap()), ..requested() };
+    let grant = policy.grant(&alice(), &one, &host(), &Usage::default()).unwrap();
+    assert_eq!(policy.renew(&grant, &now).sources(), [] as [IpAddr; 0]);
+    let limited = rule("addresses = ['198.51.100.0/24']");
+    let grant = limited.grant(&alice(), &requested(), &host(), &Usage::default()).unwrap();
+    assert_eq!(limited.renew(&grant, &now).sources(), [now.addresses[0]]);
 }
 
 #[test]

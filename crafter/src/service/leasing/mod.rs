@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use tokio::{task::spawn_local, time::sleep};
 
 use self::{
@@ -169,10 +170,17 @@ fn publish(
 /// The interface to lease on, and the source address of the route to the destination.
 async fn place(request: &ServedRequest) -> Result<(String, Option<IpAddr>)> {
     let Some(destination) = request.destination else {
-        return Ok((request.interface.clone().unwrap_or_default(), None));
+        return Ok((canonical(request.interface.as_deref().unwrap_or_default()), None));
     };
     let route = route::without_hop(destination, request.interface.as_deref(), request.address).await?;
     Ok((route.interface, Some(route.source)))
+}
+
+/// The kernel's name of an interface that the client calls `name`, which may be an alternative name: the policy judges
+/// interfaces, not their names. Unchanged if there is none.
+fn canonical(name: &str) -> String {
+    let known = if_nametoindex(name).and_then(if_indextoname);
+    known.map_or_else(|_| name.to_owned(), |known| known.to_string_lossy().into_owned())
 }
 
 fn allowed(decision: Decision) -> Result<(), Decision> {
@@ -215,8 +223,11 @@ async fn try_observe(
         observe: true,
     };
     let policy = service.policy();
+    // Checked before the name is looked up: whom no rule names learns nothing of the host.
+    plan::rule_of(&policy, &caller.subject)?;
+    let requested = RequestedLease { interface: canonical(&call.interface), ..requested };
     allowed(policy.requested(&caller.subject, &requested))?;
-    let guard = service.guard::<LeaseError>(&caller.subject, &call.interface).await?;
+    let guard = service.guard::<LeaseError>(&caller.subject, &requested.interface).await?;
     let attachment = &guard.attachment;
     let host = service.host(attachment.interface().mtu)?;
     let usage = service.users.of(caller.subject.user);
@@ -224,7 +235,7 @@ async fn try_observe(
     let grant = policy.grant(&caller.subject, &requested, &host, &usage.borrow())?;
     let mut charge = Charge::new(&service.users, caller.subject.user, 0).with(descriptors);
     let buffer = charge.take_capture(&service.users);
-    let tap = Tap::open(&call.interface, &observe::options(call.filter.clone(), direction, buffer)).await?;
+    let tap = Tap::open(&requested.interface, &observe::options(call.filter.clone(), direction, buffer)).await?;
     let (ours, theirs) = pair(charge.socket_bytes())?;
     let (number, link_type) = (service.number(), tap.link().0);
     let terms = LeaseTerms {
@@ -242,5 +253,5 @@ async fn try_observe(
     let lease = ServedLease::new(terms, guard, None, service.peer_socket(ours, caller), charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
-    Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))
+    Ok((Observing { lease: number, socket: 0, interface: requested.interface, index, link_type }, theirs))
 }

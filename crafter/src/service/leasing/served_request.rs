@@ -103,9 +103,10 @@ impl ServedRequest {
     }
 }
 
-/// Parses an address.
+/// Parses an address; an IPv4-mapped one is its IPv4 address.
 pub(in crate::service) fn address(field: &str, text: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| Error::invalid(field, format_args!("'{text}' is not an IPv4 or IPv6 address")))
+    let canonical = text.parse().map(|address: IpAddr| address.to_canonical());
+    canonical.map_err(|_| Error::invalid(field, format_args!("'{text}' is not an IPv4 or IPv6 address")))
 }
 
 /// Checks a port, or an identifier of ICMP queries.

@@ -23,6 +23,7 @@ mod pipes;
 mod replay;
 mod routers;
 pub mod schema;
+mod serve_socket;
 mod served;
 mod service;
 mod shell;

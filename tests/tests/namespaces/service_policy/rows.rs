@@ -179,6 +179,26 @@ pub(crate) const ROWS: &[Row] = &[
         },
     },
     Row {
+        name: "protocols, a router alert",
+        verdict: "ip-option",
+        rules: ["protocols = [\"tcp\"]", "protocols = [\"any\"]"],
+        leases: tcp,
+        packets: |_, n| {
+            // RFC 2113.
+            let (from, to) = (local(n), SocketAddr::new(far(n), 80));
+            let header = V4 { options: vec![148, 4, 0, 0], ..V4::default() };
+            let bytes = header.packet(from.ip(), to.ip(), frame::TCP, &Tcp::new(SYN, 7, 0).bytes(from, to));
+            vec![Sent { bytes, from, to }]
+        },
+    },
+    Row {
+        name: "link_local",
+        verdict: "link-local",
+        rules: ["link_local = false", "link_local = true"],
+        leases: tcp,
+        packets: |_, n| vec![segment(local(n), SocketAddr::new(IpAddr::from([169, 254, 169, 254]), 80))],
+    },
+    Row {
         name: "the lease's port",
         verdict: "source-port",
         rules: ["", ""],
