@@ -190,7 +190,7 @@ fn flows_of_a_closed_lease_do_not_count() {
     let service = Service::start(lab.client(), "[[rule]]\nuser = 0\nmax_flows = 1\n");
     service.session(ROOT, async |control| {
         let send = |lease: &Socket, to: u16| {
-            let from = (CLIENT_V4, lease.leased.first_port.expect("a port") as u16);
+            let from = (CLIENT_V4, lease.leased.first_port.expect("a port"));
             lease.send(&frame::udp_ip(from.into(), (SERVER_V4, to).into(), b"x")).expect("send");
         };
         let sent = async |count: u64| {
