@@ -52,14 +52,16 @@ mod state;
 mod transmit;
 
 use std::{
+    io,
     os::unix::net::UnixListener,
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use futures_util::future::select_all;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    task::{LocalSet, spawn_local},
+    task::{JoinHandle, LocalSet, spawn_local},
 };
 
 use self::{
@@ -111,6 +113,9 @@ impl Signals {
     }
 }
 
+/// Why the service ends if a part of it fails, so that systemd starts it again.
+const FAILURE: &str = "failure";
+
 /// Serves on `listener` until SIGTERM, SIGINT or the idle timeout. SIGHUP reloads the policy.
 ///
 /// # Errors
@@ -144,13 +149,15 @@ async fn run(
     if !service.options.without_filter {
         seccomp::install()?;
     }
-    spawn_local(busy_poll(service.clone()));
-    spawn_local(accept::run(service.clone(), listener));
-    spawn_local({
-        let service = service.clone();
-        async move { service.turns.run().await }
-    });
-    spawn_local(dispatch::run(service.clone()));
+    let mut tasks = [
+        spawn_local(busy_poll(service.clone())),
+        spawn_local(accept::run(service.clone(), listener)),
+        spawn_local({
+            let service = service.clone();
+            async move { service.turns.run().await }
+        }),
+        spawn_local(dispatch::run(service.clone())),
+    ];
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");
@@ -164,9 +171,10 @@ async fn run(
                 Ok(()) => service.handle_addresses(),
                 Err(error) => {
                     log::error!("{error}");
-                    break "failure";
+                    break FAILURE;
                 }
             },
+            () = any_ended(&mut tasks) => break FAILURE,
             _ = beat.tick() => status.beat(),
             _ = audit_flush.tick() => service.audit.flush_counts(Instant::now()),
             _ = neighbour_check.tick() => {
@@ -187,7 +195,17 @@ async fn run(
     service.forget_all();
     // The last record, after the ends of all leases and the last counts.
     service.record(&Record::Stop { reason });
-    Ok(())
+    match reason {
+        FAILURE => Err(failed(io::Error::other("a part of the service failed; the log has the reason"))),
+        _ => Ok(()),
+    }
+}
+
+/// Returns when one of the tasks ends, which never return: it has panicked.
+async fn any_ended(tasks: &mut [JoinHandle<()>]) {
+    let (ended, ..) = select_all(tasks).await;
+    let reason = ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
+    log::error!("a task of the service has ended: {reason}");
 }
 
 /// Busy-polls after each packet: the next one is usually in flight already, and a context switch takes longer than its
@@ -234,5 +252,21 @@ async fn idle_for(service: &Rc<Service>) {
             }
             () = service.quiet.notified() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_in_a_task_is_noticed() {
+        let local = LocalSet::new();
+        let mut tasks = [
+            local.spawn_local(std::future::pending()),
+            local.spawn_local(async { panic!("a fault in a part of the service") }),
+        ];
+        local.run_until(any_ended(&mut tasks)).await;
+        assert!(!tasks[0].is_finished() && tasks[1].is_finished());
     }
 }

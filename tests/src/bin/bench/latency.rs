@@ -121,7 +121,7 @@ pub fn disturb(what: &str) -> Result<()> {
             "neighbours" => {
                 let absent = format!("2001:db8::{:x}:{:x}", number >> 16 & 0xffff, number & 0xffff);
                 client.write(&call("Route", &json!({ "destination": absent })))?;
-                if number % 64 == 0 {
+                if number.is_multiple_of(64) {
                     client = Raw::connect(&path);
                 }
             }
