@@ -80,3 +80,32 @@ const _: () = assert!(size_of::<FragmentKey>() == 44);
 #[cfg(feature = "user")]
 // SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
 unsafe impl aya::Pod for FragmentKey {}
+
+/// What an owned first fragment says about those that follow it. Whether its lease still owns the port is asked again
+/// for each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FirstFragment {
+    /// `bpf_ktime_get_ns` (CLOCK_MONOTONIC) when it was received; see [`FRAGMENT_NS`].
+    pub since: u64,
+    /// [`crate::port::OwnedPort::lease`] of its owner, host order.
+    pub lease: u32,
+    /// Its destination port, or the identifier of an ICMP reply, big-endian.
+    pub local_port: [u8; 2],
+    /// Its source port, big-endian; zero for ICMP.
+    pub remote_port: [u8; 2],
+    /// [`crate::TCP`], [`crate::UDP`], or [`crate::ICMP`] for the ICMP of either IP version; host order.
+    pub protocol: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// How long later fragments follow a first one, in nanoseconds: as long as Linux waits for those of a datagram
+/// (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_NS: u64 = 30_000_000_000;
+
+const _: () = assert!(size_of::<FirstFragment>() == 24);
+
+#[cfg(feature = "user")]
+// SAFETY: repr(C), no padding (asserted above), valid for every bit pattern.
+unsafe impl aya::Pod for FirstFragment {}

@@ -5,7 +5,7 @@
 
 /// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with
 /// `abi.txt`, the recorded layout.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";
@@ -20,7 +20,7 @@ pub const HELD: &str = "CRAFTER_HELD";
 pub const LOCAL: &str = "CRAFTER_LOCAL";
 /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowValue`].
 pub const FLOWS: &str = "CRAFTER_FLOWS";
-/// LRU hash: [`crate::flow::FragmentKey`] to [`crate::port::OwnedPort`].
+/// LRU hash: [`crate::flow::FragmentKey`] to [`crate::flow::FirstFragment`].
 pub const FRAGMENTS: &str = "CRAFTER_FRAGS";
 /// Per-CPU array of `u64`: [`crate::reason::REASONS`] for each slot, in the order of [`crate::reason::Reason`].
 pub const COUNTERS: &str = "CRAFTER_COUNTS";

@@ -23,7 +23,7 @@ pub struct OwnedKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OwnedPort {
-    /// Number of the lease, for people who read the map.
+    /// Number of the lease, which no other lease on the interface gets.
     pub lease: u32,
     /// [`OBSERVE`], [`SUPPRESS`] and [`REPORT`], and from bit [`SHARE_SHIFT`] on the position of the lease's first share
     /// ([`crate::share`]).

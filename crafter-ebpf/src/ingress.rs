@@ -28,10 +28,13 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
     // 0 to 22: the verifier need not follow a path of its own for each number of VLAN tags.
     let start = packet.opaque_mask::<0x1f>(start);
     let net = parse::network(packet, start, v6)?;
-    let owned = if net.fragment == Fragment::Later {
+    if net.fragment == Fragment::First {
+        // Whoever it is for, fragments that follow belong to it and to no earlier one.
         let (source, destination) = net.addresses(packet).ok_or(Reason::Malformed)?;
-        let key = net.fragment_key(maps::attached(packet.slot()).link, source, destination);
-        maps::fragment_owner(&key).ok_or(Reason::FragmentNotOwned)?
+        maps::forget_fragment(&net.fragment_key(maps::attached(packet.slot()).link, source, destination));
+    }
+    let owned = if net.fragment == Fragment::Later {
+        later(packet, &net).ok_or(Reason::FragmentNotOwned)?
     } else if parse::has_ports(net.protocol) {
         own(packet, &net)?
     } else if parse::is_icmp(&net) {
@@ -40,6 +43,20 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
         return Err(Reason::OtherProtocol);
     };
     Ok((owned, start))
+}
+
+/// A later fragment: by its first, whose lease must still own the port.
+#[inline(always)]
+fn later<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
+    let (source, destination) = net.addresses(packet)?;
+    let key = net.fragment_key(maps::attached(packet.slot()).link, source, destination);
+    let first = maps::first_fragment(&key)?;
+    // In transit to another host.
+    if net.left != 0 {
+        return None;
+    }
+    let owner = maps::owner_at(packet.slot(), first.protocol as u8, first.local_port, destination)?;
+    if owner.port.lease == first.lease { Some(owner.port) } else { None }
 }
 
 /// TCP and UDP: by destination port.
@@ -85,10 +102,11 @@ fn note<P: Packet>(
     event: impl FnOnce(u64) -> Event,
 ) -> Option<OwnedPort> {
     let (remote, local) = net.addresses(packet)?;
-    if net.fragment == Fragment::First {
-        maps::remember_fragment(&net.fragment_key(owner.link, remote, local), owner.port);
-    }
     let (protocol, local_port, remote_port) = ends;
+    if net.fragment == Fragment::First {
+        let key = net.fragment_key(owner.link, remote, local);
+        maps::remember_fragment(&key, owner.port.lease, protocol, local_port, remote_port);
+    }
     let key = maps::flow_key(owner.link, protocol, (local, local_port), (remote, remote_port));
     let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
     maps::record(&key, event(bytes));

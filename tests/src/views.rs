@@ -40,8 +40,8 @@ pub struct Views {
     pub local: HashMap<MapData, [u8; 16], u8>,
     /// Flows: `FlowKey` to `FlowValue`.
     pub flows: HashMap<MapData, [u8; 44], [u8; 72]>,
-    /// Fragmented datagrams: `FragmentKey` to `OwnedPort`.
-    pub fragments: HashMap<MapData, [u8; 44], [u8; 8]>,
+    /// Owned first fragments: `FragmentKey` to `FirstFragment`.
+    pub fragments: HashMap<MapData, [u8; 44], [u8; 24]>,
 }
 
 impl Views {

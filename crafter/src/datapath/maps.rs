@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::{batch, failure::bpf_error, programs::Slot, shares::Shares};
 use crate::{error::Result, packet::Transport};
 
-/// An address in the 16-byte form of the maps.
+/// An address in the 16-byte form of the maps: the same for an IPv4 address and its IPv4-mapped form.
 pub fn to_map(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => crafter_common::mapped(v4.octets()),
@@ -107,20 +107,21 @@ impl OwnerMaps {
     /// Makes the lease the owner of a port on `address`, or on all local addresses if `address` is unspecified.
     ///
     /// # Errors
-    /// [`Invalid`](crate::Error::Invalid) when the map is full.
+    /// [`PortTaken`](crate::Error::PortTaken) if a lease owns it already; [`Invalid`](crate::Error::Invalid) when the map
+    /// is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
         let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         let flags = flags | self.shares.of(lease, terms.user) << SHARE_SHIFT;
-        self.slot.own(transport.number(), owned_address(address), port, OwnedPort { lease, flags })
+        self.slot.own(transport, owned_address(address), port, OwnedPort { lease, flags })
     }
 
-    /// Gives a port back.
+    /// Gives a port of a lease back; does nothing where the lease does not own it.
     ///
     /// # Errors
     /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
-    pub fn disown(&mut self, transport: Transport, address: IpAddr, port: u16) -> Result<()> {
-        self.slot.disown(transport.number(), owned_address(address), port)
+    pub fn disown(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16) -> Result<()> {
+        self.slot.disown(lease, transport.number(), owned_address(address), port)
     }
 
     /// Tells the kernel half which addresses are this host's; those no longer listed are removed.
@@ -204,6 +205,7 @@ impl MapReader {
 }
 
 fn owned_address(address: IpAddr) -> Address {
+    let address = address.to_canonical();
     if address.is_unspecified() { ANY } else { to_map(address) }
 }
 

@@ -156,7 +156,7 @@ impl Backend for KernelBackend {
     fn disown(&mut self, id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
             // Fails only if there is no such entry.
-            let _ = self.maps.disown(ports.transport, ports.address, port);
+            let _ = self.maps.disown(id.0, ports.transport, ports.address, port);
         }
         self.maps.end(id.0);
     }

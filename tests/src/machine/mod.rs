@@ -6,7 +6,10 @@ mod execute;
 mod helpers;
 mod memory;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use aya_obj::{Object, generated::bpf_insn};
 use crafter::datapath::program::{Hook, OBJECT};
@@ -217,6 +220,17 @@ impl Machine {
     /// Removes all owners but keeps the filter, which then reports false positives.
     pub fn clear_owners(&mut self) {
         self.table(map::OWNED).entries.clear();
+    }
+
+    /// Replaces the owners of ports.
+    pub fn replace_owners(&mut self, owners: impl Iterator<Item = ([u8; 24], [u8; 8])>) {
+        self.clear_owners();
+        owners.for_each(|(key, value)| self.put(map::OWNED, &key, &value));
+    }
+
+    /// Advances the clock of the programs.
+    pub fn advance(&mut self, time: Duration) {
+        self.clock += time.as_nanos() as u64;
     }
 
     /// Runs a packet through the program of `hook`.

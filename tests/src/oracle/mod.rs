@@ -59,6 +59,19 @@ pub struct Flow {
 /// identification and, for IPv4, the protocol.
 pub type Siblings = (IpAddr, IpAddr, u32, Option<u8>);
 
+/// An owned first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// The lease that it was delivered to.
+    pub lease: u32,
+    /// 6, 17, or 1 for the ICMP of both versions.
+    pub protocol: u8,
+    /// Its destination port or identifier.
+    pub local: u16,
+    /// Its source port; 0 for ICMP.
+    pub remote: u16,
+}
+
 /// Verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -100,8 +113,8 @@ pub struct Oracle {
     pub local: HashSet<IpAddr>,
     /// Flows.
     pub flows: HashMap<FlowId, Flow>,
-    /// Owners of fragmented datagrams.
-    pub fragments: HashMap<Siblings, Owned>,
+    /// Owned first fragments.
+    pub fragments: HashMap<Siblings, First>,
 }
 
 impl Oracle {
@@ -166,8 +179,21 @@ impl Oracle {
             Fault::CutShort => Reason::Malformed,
             Fault::TooManyHeaders => Reason::OtherProtocol,
         })?;
-        if let Piece::Later(id) = ip.piece {
-            return self.fragments.get(&siblings(&ip, id)).copied().ok_or(Reason::FragmentNotOwned);
+        match ip.piece {
+            // The lease of the first fragment, if it still owns the port.
+            Piece::Later(id) => {
+                let first = self.fragments.get(&siblings(&ip, id)).filter(|_| !ip.routed);
+                let owned = first.and_then(|first| {
+                    let owned = self.owner(first.protocol, ip.destination, first.local);
+                    owned.filter(|owned| owned.lease == first.lease)
+                });
+                return owned.ok_or(Reason::FragmentNotOwned);
+            }
+            // Of another datagram than an earlier one with the same identification.
+            Piece::First(id) => {
+                self.fragments.remove(&siblings(&ip, id));
+            }
+            Piece::Whole => {}
         }
         let (protocol, local, remote, last) = match ip.protocol {
             TCP | UDP => {
@@ -188,7 +214,10 @@ impl Oracle {
         let owned = owned.ok_or(Reason::NotOwned)?;
         // Minimum header length: 20 bytes for TCP (RFC 9293, section 3.1), 8 bytes for UDP (RFC 768).
         let last = last.ok_or(Reason::Malformed)?;
-        self.remember(&ip, owned);
+        if let Piece::First(id) = ip.piece {
+            // Later fragments follow, except those of an ICMP error: see `Reason::FragmentNotOwned`.
+            self.fragments.insert(siblings(&ip, id), First { lease: owned.lease, protocol, local, remote });
+        }
         let id = FlowId {
             protocol,
             local: SocketAddr::new(ip.destination, local),
@@ -199,14 +228,6 @@ impl Oracle {
         flow.last = last;
         *touched = Some(id);
         Ok(owned)
-    }
-
-    /// Later fragments are delivered to the owner of the first, except for an ICMP error: see
-    /// `Reason::FragmentNotOwned`.
-    fn remember(&mut self, ip: &Ip<'_>, owned: Owned) {
-        if let Piece::First(id) = ip.piece {
-            self.fragments.insert(siblings(ip, id), owned);
-        }
     }
 
     /// The owner of the packet that an ICMP error quotes.

@@ -63,7 +63,10 @@ impl World {
         let addresses = ADDRESSES.map(|all| all.iter().map(|text| text.parse().expect("an address")).collect());
         let mut world = Self { holdings: Vec::new(), addresses, ports: PORTS.to_vec() };
         for _ in 0..2 {
-            world.ports.push(rng.bits() as u16);
+            let port = rng.bits() as u16;
+            if !world.ports.contains(&port) {
+                world.ports.push(port);
+            }
         }
         let ownable: Vec<IpAddr> = world.addresses.iter().flat_map(|all| all[..OWNABLE].to_vec()).collect();
         let mut lease = 0;

@@ -6,7 +6,7 @@ use aya_obj::{Map, Object};
 use crafter_common::{
     Address,
     attached::{Attached, SLOTS},
-    flow::{FlowKey, FlowValue, FragmentKey},
+    flow::{FirstFragment, FlowKey, FlowValue, FragmentKey},
     map,
     port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS},
     reason::Reason,
@@ -82,6 +82,7 @@ fn layout() -> String {
         }
     );
     describe!(text, FragmentKey { link, source, destination, identification, protocol });
+    describe!(text, FirstFragment { since, lease, local_port, remote_port, protocol, pad });
     describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
     describe!(text, Share { taken, released, lost, user });
     describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });

@@ -236,7 +236,7 @@ fn the_kernel_answers_as_before() {
                     let refused = answer(transport, SocketAddr::new(ip(to), PORT));
                     assert_eq!(refused, ErrorKind::ConnectionRefused, "{transport} {address}, over lo to {to}");
                 }
-                maps.disown(transport, ip(address), PORT).unwrap();
+                maps.disown(1, transport, ip(address), PORT).unwrap();
                 drop(held);
             }
         }

@@ -42,6 +42,7 @@ impl Lease {
         request: LeaseRequest,
         gathering: Option<Arc<Notify>>,
     ) -> Result<Self> {
+        let request = canonical(request);
         check_address(shared, request.address).await?;
         let acquired = match shared.control() {
             Some(control) => from_service(&control, shared, &request).await?,
@@ -57,6 +58,7 @@ impl Lease {
         reservations: Vec<Reservation>,
         gathering: Arc<Notify>,
     ) -> Result<Self> {
+        let request = canonical(request);
         check_address(shared, request.address).await?;
         publish(shared, &request, AcquiredPorts::reserved(&request, reservations), Some(gathering)).await
     }
@@ -67,6 +69,12 @@ impl AcquiredPorts {
         let ports = reservations.iter().map(Reservation::port).collect();
         Self { address: request.address, ports, claim: PortClaim::Reservations(reservations) }
     }
+}
+
+/// The same request with one form for each address: an IPv4-mapped address is an IPv4 address.
+fn canonical(request: LeaseRequest) -> LeaseRequest {
+    let address = request.address.map(|address| address.to_canonical());
+    LeaseRequest { address: address.filter(|address| !address.is_unspecified()), ..request }
 }
 
 /// Checks that the address is this host's.

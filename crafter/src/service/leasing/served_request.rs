@@ -103,9 +103,12 @@ impl ServedRequest {
     }
 }
 
-/// Parses an address.
+/// Parses an address. An IPv4-mapped address is an IPv4 address.
 pub(in crate::service) fn address(field: &str, text: &str) -> Result<IpAddr> {
-    text.parse().map_err(|_| Error::invalid(field, format_args!("'{text}' is not an IPv4 or IPv6 address")))
+    let address: std::result::Result<IpAddr, _> = text.parse();
+    address
+        .map(|address| address.to_canonical())
+        .map_err(|_| Error::invalid(field, format_args!("'{text}' is not an IPv4 or IPv6 address")))
 }
 
 /// Checks a port, or an identifier of ICMP queries.
