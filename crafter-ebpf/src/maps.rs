@@ -12,9 +12,12 @@ use core::{arch::asm, mem::offset_of};
 use crafter_common::{
     Address, DEFAULT_MARK,
     attached::{Attached, SLOTS},
-    flow::{FRAGMENT_NS, FirstFragment, FlowKey, FlowValue, FragmentKey},
-    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
-    port::{FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
+    flow::{FRAGMENT_NS, FirstFragment, FlowKey, FlowValue, FragmentKey, Peer},
+    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, PEER_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
+    port::{
+        FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, PEER_ADDRESS, PEERS as KNOWN, filter_position,
+        held_position,
+    },
     reason::{REASONS, Reason},
     share::{RING_POOL, Share, fits, queue_pool},
 };
@@ -27,6 +30,8 @@ static FILTER: Array<FilterWord> = Array::with_max_entries(SLOTS * FILTER_WORDS,
 static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(LOCAL_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FLOWS")]
 static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(FLOW_ENTRIES, 0);
+#[map(name = "CRAFTER_PEERS")]
+static PEERS: HashMap<FlowKey, Peer> = HashMap::with_max_entries(PEER_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FRAGS")]
 static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> = LruHashMap::with_max_entries(FRAGMENT_ENTRIES, 0);
 #[map(name = "CRAFTER_COUNTS")]
@@ -159,6 +164,29 @@ extern "C" fn crafter_owner(slot: u32, begin: u64, end: u64, port: u32, kinds: u
     (0..4).for_each(|word| unsafe { words.add(word).write_volatile(0) });
     // SAFETY: as above.
     unsafe { OWNED.get(&key) }.map_or(0, number)
+}
+
+/// Whether packets between the ends of `key` are the owner's: of all peers, or only of those that it has sent to.
+/// `is_received`: the peer has sent one now.
+#[inline(always)]
+pub fn is_peer(owner: &Owner, key: &FlowKey, is_received: bool) -> bool {
+    owner.port.flags & KNOWN == 0 || is_known(key, owner.port.flags & PEER_ADDRESS != 0, is_received)
+}
+
+/// One copy of the code for all callers, which call it for owned ports only.
+#[inline(never)]
+fn is_known(key: &FlowKey, by_address: bool, is_received: bool) -> bool {
+    let mut key = *key;
+    if by_address {
+        key.remote_port = [0; 2];
+    }
+    let Some(peer) = PEERS.get_ptr_mut(&key) else { return false };
+    if is_received {
+        // SAFETY: map values stay allocated as long as the program runs; the latest writer wins. No memory is involved
+        // in reading the clock.
+        unsafe { (&raw mut (*peer).heard).write_volatile(bpf_ktime_get_ns()) };
+    }
+    true
 }
 
 /// Remembers the owner of a first fragment, of a protocol that is owned, between these ports.
@@ -352,11 +380,12 @@ unsafe fn add(counter: *mut u64, amount: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) }
 }
 
-/// The key of the flow between `local` and `remote` on the interface `link`.
+/// The key of the owner's flow between `local` and `remote`.
 #[inline(always)]
-pub fn flow_key(link: u32, protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
+pub fn flow_key(owner: &Owner, protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
     FlowKey {
-        link,
+        link: owner.link,
+        lease: owner.port.lease,
         local: local.0,
         remote: remote.0,
         local_port: local.1,

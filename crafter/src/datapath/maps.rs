@@ -11,13 +11,19 @@ use crafter_common::{
     ANY, Address, ICMP, TCP,
     flow::{FlowKey, FlowValue},
     map::SOCKET_ENTRIES,
-    port::{OBSERVE, OwnedPort, REPORT, SHARE_SHIFT, SUPPRESS},
+    port::{OBSERVE, OwnedPort, PEER_ADDRESS, PEERS, REPORT, SHARE_SHIFT, SUPPRESS},
     reason::{REASONS, Reason},
     share::RECORD,
 };
 use serde::Serialize;
 
-use super::{batch, failure::bpf_error, programs::Slot, shares::Shares};
+use super::{
+    batch,
+    failure::bpf_error,
+    peers::{PeerMap, Peers},
+    programs::Slot,
+    shares::Shares,
+};
 use crate::{error::Result, packet::Transport};
 
 /// An address in the 16-byte form of the maps: the same for an IPv4 address and its IPv4-mapped form.
@@ -42,13 +48,15 @@ pub struct Terms {
     pub suppress: bool,
     /// Copy those that are dropped to the owner.
     pub report: bool,
+    /// Whose packets are the lease's.
+    pub peers: Peers,
     /// The user of the lease. All leases of one user together get a share of the memory of received packets.
     pub user: u32,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { observe: false, suppress: true, report: false, user: 0 }
+        Self { observe: false, suppress: true, report: false, peers: Peers::Any, user: 0 }
     }
 }
 
@@ -110,10 +118,21 @@ impl OwnerMaps {
     /// [`PortTaken`](crate::Error::PortTaken) if a lease owns it already; [`Invalid`](crate::Error::Invalid) when the map
     /// is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
-        let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
+        let flags = [
+            (terms.observe, OBSERVE),
+            (terms.suppress, SUPPRESS),
+            (terms.report, REPORT),
+            (terms.peers != Peers::Any, PEERS),
+            (terms.peers == Peers::Address, PEER_ADDRESS),
+        ];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         let flags = flags | self.shares.of(lease, terms.user) << SHARE_SHIFT;
         self.slot.own(transport, owned_address(address), port, OwnedPort { lease, flags })
+    }
+
+    /// The peers of a lease; `None` if it receives the packets of all.
+    pub(crate) fn peers(&self, lease: u32, peers: Peers) -> Option<PeerMap> {
+        PeerMap::new(self.slot.clone(), lease, peers)
     }
 
     /// Gives a port of a lease back; does nothing where the lease does not own it.

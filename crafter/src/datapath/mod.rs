@@ -12,6 +12,7 @@ pub mod interface;
 pub mod maps;
 pub(crate) mod neighbour;
 mod netlink;
+pub mod peers;
 pub mod program;
 mod programs;
 pub mod reserve;
@@ -35,7 +36,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::error::{Error, Result};
 
 /// Locks a mutex even if another thread panicked while it held the lock: its data stays valid.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -24,6 +24,7 @@ use crate::{
     datapath::{
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
+        peers::{PeerMap, Peers},
         program::{Kernel, Mode, Report},
         ring::Ring,
         tx::Sender,
@@ -159,6 +160,10 @@ impl Backend for KernelBackend {
             let _ = self.maps.disown(id.0, ports.transport, ports.address, port);
         }
         self.maps.end(id.0);
+    }
+
+    fn peers(&self, id: LeaseId, peers: Peers) -> Option<PeerMap> {
+        self.maps.peers(id.0, peers)
     }
 
     fn lost(&self, id: LeaseId) -> u64 {

@@ -189,14 +189,18 @@ impl Machine {
         &self.programs[hook.program()]
     }
 
-    /// Copies owned ports, filter and local addresses from the kernel's maps; clears flows and fragments.
+    /// Copies owned ports, peers, filter and local addresses from the kernel's maps; clears flows and fragments.
     pub fn copy_maps(&mut self, views: &Views) {
-        for name in [map::OWNED, map::LOCAL, map::FLOWS, map::FRAGMENTS] {
+        for name in [map::OWNED, map::LOCAL, map::PEERS, map::FLOWS, map::FRAGMENTS] {
             self.table(name).entries.clear();
         }
         for entry in views.owned.iter() {
             let (key, value) = entry.expect("an owned port");
             self.put(map::OWNED, &key, &value);
+        }
+        for entry in views.peers.iter() {
+            let (key, heard) = entry.expect("a peer");
+            self.put(map::PEERS, &key, &heard.to_le_bytes());
         }
         for entry in views.local.iter() {
             let (key, value) = entry.expect("a local address");

@@ -15,6 +15,7 @@ use aya::{
 use crafter_common::{
     ANY, Address, UDP,
     attached::Attached,
+    flow::{FlowKey, Peer},
     map,
     port::{FILTER_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
     reason::REASONS,
@@ -218,6 +219,33 @@ impl Slot {
             ports.remove(&(protocol, port));
         }
         maps.owned.remove(&self.key(protocol, address, port)).map_err(|e| bpf_error("give a port back", &e))
+    }
+
+    /// Adds a peer of a lease.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the map is full.
+    pub(in crate::datapath) fn add_peer(&self, key: &FlowKey) -> Result<()> {
+        lock(&self.programs.peers).insert(key, Peer::default(), 0).map_err(|e| {
+            match os_error(&e).and_then(|error| error.raw_os_error()) {
+                Some(libc::E2BIG) => {
+                    let reason = "the map of all leases' peers has no room for more; wait until others are silent";
+                    Error::invalid("peer", reason)
+                }
+                _ => bpf_error("add a peer of a lease", &e),
+            }
+        })
+    }
+
+    /// Removes a peer of a lease.
+    pub(in crate::datapath) fn remove_peer(&self, key: &FlowKey) {
+        // Fails only if there is no such entry.
+        let _ = lock(&self.programs.peers).remove(key);
+    }
+
+    /// When the latest packet of a peer was received; 0: none was.
+    pub(in crate::datapath) fn heard(&self, key: &FlowKey) -> u64 {
+        lock(&self.programs.peers).get(key, 0).map_or(0, |peer| peer.heard)
     }
 
     fn key(&self, protocol: u8, address: Address, port: u16) -> OwnedKey {

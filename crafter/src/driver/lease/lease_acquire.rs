@@ -1,6 +1,11 @@
 //! Makes leases: acquires ports from the kernel or the service, and publishes them in the core.
 
-use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{sync::Notify, task::yield_now};
 
@@ -8,6 +13,8 @@ use super::{ANY, Lease, LeaseInner, LeaseRequest, PORTS_AT_ONCE, PortChoice};
 use crate::{
     datapath::{
         address::local_addresses,
+        maps::Terms,
+        peers::Exchanges,
         reserve::{self, Acquisition, DYNAMIC, Reservation},
     },
     driver::{core::LeaseHandles, entry::Ports, service, shared::Shared},
@@ -162,7 +169,8 @@ async fn publish(
     acquired: AcquiredPorts,
     gathering: Option<Arc<Notify>>,
 ) -> Result<Lease> {
-    let (transport, terms) = (request.transport, request.terms);
+    let peers = request.peers.unwrap_or(request.terms.peers);
+    let (transport, terms) = (request.transport, Terms { peers, ..request.terms });
     let AcquiredPorts { address, ports, claim } = acquired;
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
@@ -186,7 +194,8 @@ async fn publish(
         id
     };
     // Dropping it returns the ports, also after an error.
-    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived };
+    let exchanges = Mutex::new(Exchanges::new(shared.lock().backend.peers(id, terms.peers)));
+    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived, exchanges };
     let mut parts = inner.ports.chunks(PORTS_AT_ONCE).peekable();
     while let Some(ports) = parts.next() {
         shared.lock().own(id, &inner.part(ports), terms)?;
@@ -199,7 +208,7 @@ async fn publish(
 
 /// The call that leases the ports from the service.
 fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
-    let LeaseRequest { transport, address, port, terms, coalesce } = request;
+    let LeaseRequest { transport, address, port, terms, coalesce, peers } = request;
     let (first, last) = match port {
         PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
         PortChoice::Exact(port) => (Some(*port), None),
@@ -216,6 +225,7 @@ fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
         suppress: Some(terms.suppress),
         report: Some(terms.report),
         coalesce: coalesce.then_some(true),
+        peers: peers.map(|peers| peers.name().to_owned()),
         ..LeaseCall::default()
     }
 }

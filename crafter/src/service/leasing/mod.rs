@@ -39,7 +39,7 @@ use super::{
 use crate::{
     Error, Lease, Result,
     capture::Direction,
-    datapath::{maps::Terms, route, tap::Tap},
+    datapath::{maps::Terms, peers::Exchanges, route, tap::Tap},
     policy::{Decision, RequestedLease},
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
@@ -138,7 +138,8 @@ fn publish(
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(Lease::id);
-    let served = ServedLease::new(terms, guard, lease, service.peer_socket(ours, caller), charge)?;
+    let exchanges = lease.as_ref().map_or_else(|| Exchanges::new(None), |lease| Exchanges::new(lease.peers()));
+    let served = ServedLease::new(terms, guard, (lease, exchanges), service.peer_socket(ours, caller), charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
         let lease = served.clone();
@@ -212,6 +213,7 @@ async fn try_observe(
         address: None,
         ports: 0..=0,
         raw_ethernet: false,
+        peers: None,
         observe: true,
     };
     let policy = service.policy();
@@ -239,7 +241,8 @@ async fn try_observe(
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
-    let lease = ServedLease::new(terms, guard, None, service.peer_socket(ours, caller), charge)?;
+    let lease =
+        ServedLease::new(terms, guard, (None, Exchanges::new(None)), service.peer_socket(ours, caller), charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
     Ok((Observing { lease: number, socket: 0, interface: call.interface.clone(), index, link_type }, theirs))

@@ -21,8 +21,8 @@ use crafter_tests::{
     oracle::{Flow, FlowId},
 };
 use rows::{
-    BOTH, FREE, LOCAL, OBSERVED, ON_ANY, PEER, Row, SECOND, at, bench, datagram, egress_rows, ingress_rows, ip, owning,
-    reporting, segment, world,
+    BOTH, FREE, LOCAL, OBSERVED, ON_ANY, PEER, Row, SECOND, at, bench, datagram, egress_rows, flow_id, ingress_rows,
+    ip, owning, reporting, segment, world,
 };
 
 /// Runs `work` in a new namespace with its own `lo`.
@@ -146,7 +146,7 @@ fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
             "udp" => frame::UDP,
             _ => frame::ICMP,
         };
-        let id = FlowId { protocol, local: flow.local, remote: flow.remote };
+        let id = flow_id(protocol, flow.local, flow.remote);
         let counts = Flow {
             rx: (flow.rx_packets, flow.rx_bytes),
             tx: (flow.tx_packets, flow.tx_bytes),
