@@ -1,5 +1,5 @@
-//! Flows: one entry per five-tuple of an owned port, written by the kernel half; and the peers of leases, written by the
-//! user half.
+//! Flows: one entry per five-tuple of an owned port, written by the kernel half; and the peers of leases, written by
+//! the user half.
 
 use crate::Address;
 

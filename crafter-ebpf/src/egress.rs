@@ -1,5 +1,5 @@
-//! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports to peers of their leases are
-//! dropped.
+//! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports to peers of their leases
+//! are dropped.
 
 use crafter_common::{
     ICMP, TCP, UDP,
