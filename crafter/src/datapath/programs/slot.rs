@@ -36,6 +36,9 @@ use crate::{
 /// Inserts, and fails if the key exists (linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
 
+/// The address on which a port is owned, and the lease that owns it.
+type PortOwner = (Address, u32);
+
 /// The place of one interface in a load, and all its entries in the maps: they are removed when this is dropped.
 pub(in crate::datapath) struct Slot {
     pub(in crate::datapath) programs: Arc<Programs>,
@@ -44,7 +47,7 @@ pub(in crate::datapath) struct Slot {
     pub(in crate::datapath) link: u32,
     ring_bytes: u32,
     /// Addresses on which a port of a transport protocol is owned, [`ANY`] and particular ones, each with its lease.
-    ports: Mutex<StdHashMap<(u8, u16), Vec<(Address, u32)>>>,
+    ports: Mutex<StdHashMap<(u8, u16), Vec<PortOwner>>>,
 }
 
 impl Slot {
@@ -252,7 +255,7 @@ impl Slot {
         OwnedKey { link: self.link, address, port: port.to_be_bytes(), protocol, pad: 0 }
     }
 
-    fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[(Address, u32)]) -> Result<()> {
+    fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[PortOwner]) -> Result<()> {
         let (index, bit) = filter_position(protocol, port);
         let index = self.number * FILTER_WORDS + index;
         let mut word = maps.filter.get(&index, 0).map_err(|e| bpf_error("read the port filter", &e))?;
