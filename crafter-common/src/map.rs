@@ -5,7 +5,7 @@
 
 /// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with
 /// `abi.txt`, the recorded layout.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 4;
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";
@@ -20,7 +20,9 @@ pub const HELD: &str = "CRAFTER_HELD";
 pub const LOCAL: &str = "CRAFTER_LOCAL";
 /// LRU hash: [`crate::flow::FlowKey`] to [`crate::flow::FlowValue`].
 pub const FLOWS: &str = "CRAFTER_FLOWS";
-/// LRU hash: [`crate::flow::FragmentKey`] to [`crate::port::OwnedPort`].
+/// Hash: [`crate::flow::FlowKey`] to [`crate::flow::Peer`]: the peers of leases with [`crate::port::PEERS`].
+pub const PEERS: &str = "CRAFTER_PEERS";
+/// LRU hash: [`crate::flow::FragmentKey`] to [`crate::flow::FirstFragment`].
 pub const FRAGMENTS: &str = "CRAFTER_FRAGS";
 /// Per-CPU array of `u64`: [`crate::reason::REASONS`] for each slot, in the order of [`crate::reason::Reason`].
 pub const COUNTERS: &str = "CRAFTER_COUNTS";
@@ -39,6 +41,8 @@ pub const OWNED_ENTRIES: u32 = 131_072;
 pub const LOCAL_ENTRIES: u32 = 8_192;
 /// Flows that fit by default.
 pub const FLOW_ENTRIES: u32 = 1_000_000;
+/// Peers of all leases that fit by default. Memory is allocated for those that are there.
+pub const PEER_ENTRIES: u32 = 1_000_000;
 /// Incomplete fragmented datagrams that fit by default.
 pub const FRAGMENT_ENTRIES: u32 = 4_096;
 /// Shares that fit: one for each pool of each interface, lease, and user of an interface.

@@ -408,20 +408,21 @@ pub fn quoted<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Result<Network, Re
     network(bytes, net.transport + 8, net.v6)
 }
 
-/// Who sent the packet that the ICMP error at `net.transport` quotes: the packet, the protocol that is owned, and the
-/// port or identifier, big-endian. `None` where the quotation does not say: such as that of a later fragment.
+/// Who sent the packet that the ICMP error at `net.transport` quotes: the packet, the protocol that is owned, and its
+/// ports, big-endian: the sender's, or the identifier, and the receiver's, zero for ICMP. `None` where the quotation does not say: such as that of a later fragment.
 #[inline(always)]
-pub fn quoted_sender<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<(Network, u8, [u8; 2])> {
+pub fn quoted_sender<B: Bytes + ?Sized>(bytes: &B, net: &Network) -> Option<(Network, u8, [[u8; 2]; 2])> {
     let quoted = quoted(bytes, net).ok()?;
     if quoted.fragment == Fragment::Later {
         return None;
     }
     if has_ports(quoted.protocol) {
-        Some((quoted, quoted.protocol, ports(bytes, quoted.transport)?.0))
+        let (source, destination) = ports(bytes, quoted.transport)?;
+        Some((quoted, quoted.protocol, [source, destination]))
     } else if is_icmp(&quoted)
         && let Icmp::Query { id } = icmp(bytes, &quoted)?
     {
-        Some((quoted, ICMP, id))
+        Some((quoted, ICMP, [id, [0; 2]]))
     } else {
         None
     }

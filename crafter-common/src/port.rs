@@ -23,9 +23,9 @@ pub struct OwnedKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct OwnedPort {
-    /// Number of the lease, for people who read the map.
+    /// Number of the lease, which no other lease on the interface gets.
     pub lease: u32,
-    /// [`OBSERVE`], [`SUPPRESS`] and [`REPORT`], and from bit [`SHARE_SHIFT`] on the position of the lease's first share
+    /// [`OBSERVE`], [`SUPPRESS`], [`REPORT`], [`PEERS`] and [`PEER_ADDRESS`], and from bit [`SHARE_SHIFT`] on the position of the lease's first share
     /// ([`crate::share`]).
     pub flags: u32,
 }
@@ -47,6 +47,10 @@ pub const OBSERVE: u32 = 1;
 pub const SUPPRESS: u32 = 2;
 /// Copy to the owner what was dropped because of [`SUPPRESS`].
 pub const REPORT: u32 = 4;
+/// Only packets of the peers that the lease has sent to are its own ([`crate::map::PEERS`]); without it, those of all.
+pub const PEERS: u32 = 8;
+/// With [`PEERS`]: a peer is known by its address alone, and may answer from another port.
+pub const PEER_ADDRESS: u32 = 16;
 
 const _: () = assert!(size_of::<OwnedKey>() == 24 && size_of::<OwnedPort>() == 8);
 

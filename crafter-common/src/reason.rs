@@ -13,41 +13,43 @@ pub enum Reason {
     OtherProtocol = 2,
     /// Ingress, passed: TCP or UDP for a port, or an ICMP reply for an identifier, that is not owned.
     NotOwned = 3,
-    /// Ingress, passed: an ICMP error about a packet that no owned port or identifier sent.
+    /// Ingress, passed: an ICMP error about a packet that no owned port or identifier sent to this peer.
     IcmpNotOwned = 4,
-    /// Ingress, passed: a later fragment whose first was not owned, was not seen before, or was an ICMP error (which
-    /// are not sent in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
+    /// Ingress, passed: a later fragment whose first is not owned, was not seen within 30 s, or was an ICMP error
+    /// (which nobody sends in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
     FragmentNotOwned = 5,
+    /// Ingress, passed: to an owned port or identifier, from a peer that its lease has not sent to.
+    NotPeer = 6,
     /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
-    Redirected = 6,
+    Redirected = 7,
     /// Ingress, consumed: copied into the ring buffer, then dropped.
-    Copied = 7,
+    Copied = 8,
     /// Ingress, passed: copied into the ring buffer in observe mode.
-    Observed = 8,
+    Observed = 9,
     /// Ingress, dropped: owned, but there was no room to deliver it.
-    DeliveryFull = 9,
+    DeliveryFull = 10,
     /// Ingress, passed: owned in observe mode, but there was no room for the copy.
-    ObserveFull = 10,
+    ObserveFull = 11,
     /// Egress, passed: neither a RST nor a port-unreachable.
-    EgressOther = 11,
+    EgressOther = 12,
     /// Egress, passed: crafted (it carries the mark).
-    Crafted = 12,
+    Crafted = 13,
     /// Egress, dropped: the kernel's RST from an owned port.
-    RstSuppressed = 13,
+    RstSuppressed = 14,
     /// Egress, passed: the kernel's RST from an owned port whose lease says `pass`.
-    RstAllowed = 14,
-    /// Egress, passed: the kernel's RST from an unowned port.
-    RstNotOwned = 15,
+    RstAllowed = 15,
+    /// Egress, passed: the kernel's RST from a port that nobody owns, or to a peer that its lease has not sent to.
+    RstNotOwned = 16,
     /// Egress, dropped: a port-unreachable quoting an owned UDP port.
-    UnreachableSuppressed = 16,
+    UnreachableSuppressed = 17,
     /// Egress, passed: a port-unreachable quoting an owned UDP port whose lease says `pass`.
-    UnreachableAllowed = 17,
-    /// Egress, passed: a port-unreachable about an unowned port.
-    UnreachableNotOwned = 18,
+    UnreachableAllowed = 18,
+    /// Egress, passed: a port-unreachable about a port that nobody owns, or to a peer that its lease has not sent to.
+    UnreachableNotOwned = 19,
 }
 
 /// Number of reasons, and of per-CPU counters.
-pub const REASONS: u32 = 19;
+pub const REASONS: u32 = 20;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
@@ -58,6 +60,7 @@ impl Reason {
         Self::NotOwned,
         Self::IcmpNotOwned,
         Self::FragmentNotOwned,
+        Self::NotPeer,
         Self::Redirected,
         Self::Copied,
         Self::Observed,
@@ -82,6 +85,7 @@ impl Reason {
             Self::NotOwned => "not_owned",
             Self::IcmpNotOwned => "icmp_not_owned",
             Self::FragmentNotOwned => "fragment_not_owned",
+            Self::NotPeer => "not_peer",
             Self::Redirected => "redirected",
             Self::Copied => "copied",
             Self::Observed => "observed",

@@ -1,4 +1,5 @@
-//! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports are dropped.
+//! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports to peers of their leases
+//! are dropped.
 
 use crafter_common::{
     ICMP, TCP, UDP,
@@ -73,7 +74,7 @@ fn query<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Owner)> {
     };
     let (local, remote) = net.addresses(packet)?;
     let owner = maps::owner(packet.slot(), ICMP, id, || net.end(local))?;
-    Some((maps::flow_key(owner.link, ICMP, (local, id), (remote, [0; 2])), owner))
+    Some((maps::flow_key(&owner, ICMP, (local, id), (remote, [0; 2])), owner))
 }
 
 /// A segment of the kernel: a RST from an owned port is the answer to what crafter sent.
@@ -100,7 +101,7 @@ fn unreachable<P: Packet>(packet: &P, net: &Network) -> Option<Reason> {
     let (remote_port, local_port) = parse::ports(packet, quoted.transport)?;
     let (remote, local) = quoted.addresses(packet)?;
     let owner = maps::owner(packet.slot(), UDP, local_port, || quoted.end(local));
-    let found = owner.map(|owner| (maps::flow_key(owner.link, UDP, (local, local_port), (remote, remote_port)), owner));
+    let found = owner.map(|owner| (maps::flow_key(&owner, UDP, (local, local_port), (remote, remote_port)), owner));
     Some(answer(
         packet,
         net,
@@ -115,7 +116,7 @@ fn local_is_source<P: Packet>(packet: &P, net: &Network) -> Option<(FlowKey, Own
     let (local_port, remote_port) = parse::ports(packet, net.transport)?;
     let (local, remote) = net.addresses(packet)?;
     let owner = maps::owner(packet.slot(), net.protocol, local_port, || net.end(local))?;
-    Some((maps::flow_key(owner.link, net.protocol, (local, local_port), (remote, remote_port)), owner))
+    Some((maps::flow_key(&owner, net.protocol, (local, local_port), (remote, remote_port)), owner))
 }
 
 /// The reason for an answer of the kernel, by the terms of the lease: suppressed, allowed, not owned.
@@ -126,7 +127,7 @@ fn answer<P: Packet>(
     found: Option<(FlowKey, Owner)>,
     [suppressed, allowed, not_owned]: [Reason; 3],
 ) -> Reason {
-    match found {
+    match found.filter(|(key, owner)| maps::is_peer(owner, key, false)) {
         Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);
             if owner.port.flags & REPORT != 0 {

@@ -1,4 +1,4 @@
-//! The verdict on received packets: one for an owned port is delivered to its owner.
+//! The verdict on received packets: one for an owned port, of a peer of its lease, is delivered to its owner.
 
 use crafter_common::{
     ICMP, TCP,
@@ -28,10 +28,13 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
     // 0 to 22: the verifier need not follow a path of its own for each number of VLAN tags.
     let start = packet.opaque_mask::<0x1f>(start);
     let net = parse::network(packet, start, v6)?;
-    let owned = if net.fragment == Fragment::Later {
+    if net.fragment == Fragment::First {
+        // Whoever it is for, fragments that follow belong to it and to no earlier one.
         let (source, destination) = net.addresses(packet).ok_or(Reason::Malformed)?;
-        let key = net.fragment_key(maps::attached(packet.slot()).link, source, destination);
-        maps::fragment_owner(&key).ok_or(Reason::FragmentNotOwned)?
+        maps::forget_fragment(&net.fragment_key(maps::attached(packet.slot()).link, source, destination));
+    }
+    let owned = if net.fragment == Fragment::Later {
+        later(packet, &net).ok_or(Reason::FragmentNotOwned)?
     } else if parse::has_ports(net.protocol) {
         own(packet, &net)?
     } else if parse::is_icmp(&net) {
@@ -40,6 +43,23 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
         return Err(Reason::OtherProtocol);
     };
     Ok((owned, start))
+}
+
+/// A later fragment: by its first, whose lease must still own the port.
+#[inline(always)]
+fn later<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
+    let (source, destination) = net.addresses(packet)?;
+    let key = net.fragment_key(maps::attached(packet.slot()).link, source, destination);
+    let first = maps::first_fragment(&key)?;
+    // In transit to another host.
+    if net.left != 0 {
+        return None;
+    }
+    let protocol = first.protocol as u8;
+    let owner = maps::owner_at(packet.slot(), protocol, first.local_port, destination)?;
+    let ends = ((destination, first.local_port), (source, first.remote_port));
+    let flow = maps::flow_key(&owner, protocol, ends.0, ends.1);
+    if owner.port.lease == first.lease && maps::is_peer(&owner, &flow, true) { Some(owner.port) } else { None }
 }
 
 /// TCP and UDP: by destination port.
@@ -59,7 +79,7 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
         (0, 0, 0)
     };
     let event = |bytes| Event::Received { bytes, seq, ack, flags };
-    note(packet, net, owned, (net.protocol, destination, source), event).ok_or(Reason::Malformed)
+    note(packet, net, owned, (net.protocol, destination, source), event)
 }
 
 /// The owner of `port` at the packet's destination.
@@ -74,8 +94,8 @@ fn receiver<P: Packet>(packet: &P, net: &Network, protocol: u8, port: [u8; 2]) -
     })
 }
 
-/// Records an owned packet: in its flow, and for later fragments of the same datagram. `ends`: the protocol that is
-/// owned, the local port, the remote one.
+/// Records a packet to an owned port, if it is of a peer of the lease: in its flow, and for later fragments of the same
+/// datagram. `ends`: the protocol that is owned, the local port, the remote one.
 #[inline(always)]
 fn note<P: Packet>(
     packet: &P,
@@ -83,16 +103,20 @@ fn note<P: Packet>(
     owner: Owner,
     ends: (u8, [u8; 2], [u8; 2]),
     event: impl FnOnce(u64) -> Event,
-) -> Option<OwnedPort> {
-    let (remote, local) = net.addresses(packet)?;
-    if net.fragment == Fragment::First {
-        maps::remember_fragment(&net.fragment_key(owner.link, remote, local), owner.port);
-    }
+) -> Result<OwnedPort, Reason> {
+    let (remote, local) = net.addresses(packet).ok_or(Reason::Malformed)?;
     let (protocol, local_port, remote_port) = ends;
-    let key = maps::flow_key(owner.link, protocol, (local, local_port), (remote, remote_port));
+    let flow = maps::flow_key(&owner, protocol, (local, local_port), (remote, remote_port));
+    if !maps::is_peer(&owner, &flow, true) {
+        return Err(Reason::NotPeer);
+    }
+    if net.fragment == Fragment::First {
+        let key = net.fragment_key(owner.link, remote, local);
+        maps::remember_fragment(&key, owner.port.lease, protocol, local_port, remote_port);
+    }
     let bytes = (packet.length() as u64).saturating_sub(net.start as u64);
-    maps::record(&key, event(bytes));
-    Some(owner.port)
+    maps::record(&flow, event(bytes));
+    Ok(owner.port)
 }
 
 /// ICMP: replies by their identifier, errors by the source of the packet that they quote.
@@ -104,17 +128,19 @@ fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
         Icmp::Reply { id } => {
             let owned = receiver(packet, net, ICMP, id).ok_or(Reason::NotOwned)?;
             let event = |bytes| Event::Received { bytes, seq: 0, ack: 0, flags: 0 };
-            note(packet, net, owned, (ICMP, id, [0; 2]), event).ok_or(Reason::Malformed)
+            note(packet, net, owned, (ICMP, id, [0; 2]), event)
         }
     }
 }
 
-/// The owner of the port that sent the packet quoted by the ICMP error in `net`.
+/// The owner of the port that sent the packet quoted by the ICMP error in `net`, to a peer of its lease.
 #[inline(always)]
 fn quoted<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
-    let (quoted, protocol, local) = parse::quoted_sender(packet, net)?;
-    let owner = maps::owner(packet.slot(), protocol, local, || quoted.end(quoted.addresses(packet)?.0))?;
-    Some(owner.port)
+    let (quoted, protocol, [local_port, remote_port]) = parse::quoted_sender(packet, net)?;
+    let owner = maps::owner(packet.slot(), protocol, local_port, || quoted.end(quoted.addresses(packet)?.0))?;
+    let (local, remote) = quoted.addresses(packet)?;
+    let flow = maps::flow_key(&owner, protocol, (local, local_port), (remote, remote_port));
+    if maps::is_peer(&owner, &flow, false) { Some(owner.port) } else { None }
 }
 
 /// Delivers the packet to its owner.

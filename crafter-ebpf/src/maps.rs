@@ -12,9 +12,12 @@ use core::{arch::asm, mem::offset_of};
 use crafter_common::{
     Address, DEFAULT_MARK,
     attached::{Attached, SLOTS},
-    flow::{FlowKey, FlowValue, FragmentKey},
-    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
-    port::{FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, filter_position, held_position},
+    flow::{FRAGMENT_NS, FirstFragment, FlowKey, FlowValue, FragmentKey, Peer},
+    map::{FLOW_ENTRIES, FRAGMENT_ENTRIES, LOCAL_ENTRIES, OWNED_ENTRIES, PEER_ENTRIES, SHARE_ENTRIES, SOCKET_ENTRIES},
+    port::{
+        FILTER_WORDS, FilterWord, HELD_WORDS, OwnedKey, OwnedPort, PEER_ADDRESS, PEERS as KNOWN, filter_position,
+        held_position,
+    },
     reason::{REASONS, Reason},
     share::{RING_POOL, Share, fits, queue_pool},
 };
@@ -27,8 +30,10 @@ static FILTER: Array<FilterWord> = Array::with_max_entries(SLOTS * FILTER_WORDS,
 static LOCAL: HashMap<Address, u8> = HashMap::with_max_entries(LOCAL_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FLOWS")]
 static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(FLOW_ENTRIES, 0);
+#[map(name = "CRAFTER_PEERS")]
+static PEERS: HashMap<FlowKey, Peer> = HashMap::with_max_entries(PEER_ENTRIES, BPF_F_NO_PREALLOC);
 #[map(name = "CRAFTER_FRAGS")]
-static FRAGMENTS: LruHashMap<FragmentKey, OwnedPort> = LruHashMap::with_max_entries(FRAGMENT_ENTRIES, 0);
+static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> = LruHashMap::with_max_entries(FRAGMENT_ENTRIES, 0);
 #[map(name = "CRAFTER_COUNTS")]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * REASONS, 0);
 #[map(name = "CRAFTER_XSKS")]
@@ -106,41 +111,108 @@ pub fn owner(slot: u32, protocol: u8, port: [u8; 2], local: impl FnOnce() -> Opt
         return None;
     }
     let address = local()?;
-    let link = attached(slot).link;
-    let mut key = OwnedKey { link, address, port, protocol, pad: 0 };
-    if word.exact & bit != 0 {
+    let kinds = if word.exact & bit != 0 { EXACT } else { 0 } | if word.any & bit != 0 { ANY } else { 0 };
+    look_up(slot, protocol, port, address, kinds)
+}
+
+/// The owner of `port` on this host's `address`, without the filter.
+#[inline(always)]
+pub fn owner_at(slot: u32, protocol: u8, port: [u8; 2], address: Address) -> Option<Owner> {
+    look_up(slot, protocol, port, address, EXACT | ANY)
+}
+
+/// Kinds of keys to look up: those of a particular address, and of any local one.
+const EXACT: u32 = 1;
+/// See [`EXACT`].
+const ANY: u32 = 2;
+
+#[inline(always)]
+fn look_up(slot: u32, protocol: u8, port: [u8; 2], address: Address, kinds: u32) -> Option<Owner> {
+    let address = u128::from_le_bytes(address);
+    let port = u32::from(u16::from_le_bytes(port)) | u32::from(protocol) << 16;
+    let found = crafter_owner(slot, address as u64, (address >> 64) as u64, port, kinds);
+    // No lease has the number 0.
+    let owned = OwnedPort { lease: found as u32, flags: (found >> 32) as u32 };
+    (owned.lease != 0).then(|| Owner { link: attached(slot).link, port: owned })
+}
+
+/// The entry of an owned port, as a number: its lease in the low half; 0 if there is none. The halves of the address,
+/// and port and protocol, are little-endian numbers of their bytes. With external linkage, it is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_owner(slot: u32, begin: u64, end: u64, port: u32, kinds: u32) -> u64 {
+    let address = (u128::from(end) << 64 | u128::from(begin)).to_le_bytes();
+    let [low, high, protocol, _] = port.to_le_bytes();
+    let mut key = OwnedKey { link: attached(slot).link, address, port: [low, high], protocol, pad: 0 };
+    let number = |owned: &OwnedPort| u64::from(owned.lease) | u64::from(owned.flags) << 32;
+    if kinds & EXACT != 0 {
         // SAFETY: the value is copied at once; a concurrent change may be seen early or late, not torn:
         // user space only inserts and deletes.
-        if let Some(&port) = unsafe { OWNED.get(&key) } {
-            return Some(Owner { link, port });
+        if let Some(owned) = unsafe { OWNED.get(&key) } {
+            return number(owned);
         }
     }
-    if word.any & bit != 0 {
-        // On a router, packets in transit pass this hook too, and are not for any port of this host.
-        // SAFETY: the value is not looked at.
-        unsafe { LOCAL.get(&key.address) }?;
-        // Volatile: otherwise the compiler calls a function that sets the bytes in a loop.
-        const _: () = assert!(offset_of!(OwnedKey, address) % 4 == 0 && align_of::<OwnedKey>() == 4);
-        let words = (&raw mut key.address).cast::<u32>();
-        // SAFETY: the address consists of four aligned words.
-        (0..4).for_each(|word| unsafe { words.add(word).write_volatile(0) });
-        // SAFETY: as above.
-        return unsafe { OWNED.get(&key) }.map(|&port| Owner { link, port });
+    // On a router, packets in transit pass this hook too, and are not for any port of this host.
+    // SAFETY: the value is not looked at.
+    if kinds & ANY == 0 || unsafe { LOCAL.get(&key.address) }.is_none() {
+        return 0;
     }
-    None
+    // Volatile: otherwise the compiler calls a function that sets the bytes in a loop.
+    const _: () = assert!(offset_of!(OwnedKey, address) % 4 == 0 && align_of::<OwnedKey>() == 4);
+    let words = (&raw mut key.address).cast::<u32>();
+    // SAFETY: the address consists of four aligned words.
+    (0..4).for_each(|word| unsafe { words.add(word).write_volatile(0) });
+    // SAFETY: as above.
+    unsafe { OWNED.get(&key) }.map_or(0, number)
 }
 
-/// Remembers the owner of a first fragment.
+/// Whether packets between the ends of `key` are the owner's: of all peers, or only of those that it has sent to.
+/// `is_received`: the peer has sent one now.
 #[inline(always)]
-pub fn remember_fragment(key: &FragmentKey, owned: OwnedPort) {
-    let _ = FRAGMENTS.insert(key, owned, 0);
+pub fn is_peer(owner: &Owner, key: &FlowKey, is_received: bool) -> bool {
+    owner.port.flags & KNOWN == 0 || is_known(key, owner.port.flags & PEER_ADDRESS != 0, is_received)
 }
 
-/// The owner of a later fragment.
+/// One copy of the code for all callers, which call it for owned ports only.
+#[inline(never)]
+fn is_known(key: &FlowKey, by_address: bool, is_received: bool) -> bool {
+    let mut key = *key;
+    if by_address {
+        key.remote_port = [0; 2];
+    }
+    let Some(peer) = PEERS.get_ptr_mut(&key) else { return false };
+    if is_received {
+        // SAFETY: map values stay allocated as long as the program runs; the latest writer wins. No memory is involved
+        // in reading the clock.
+        unsafe { (&raw mut (*peer).heard).write_volatile(bpf_ktime_get_ns()) };
+    }
+    true
+}
+
+/// Remembers the owner of a first fragment, of a protocol that is owned, between these ports.
 #[inline(always)]
-pub fn fragment_owner(key: &FragmentKey) -> Option<OwnedPort> {
-    // SAFETY: the value is copied at once.
-    unsafe { FRAGMENTS.get(key) }.copied()
+pub fn remember_fragment(key: &FragmentKey, lease: u32, protocol: u8, local_port: [u8; 2], remote_port: [u8; 2]) {
+    // SAFETY: no memory is involved.
+    let since = unsafe { bpf_ktime_get_ns() };
+    let first = FirstFragment { since, lease, local_port, remote_port, protocol: protocol.into(), pad: 0 };
+    let _ = FRAGMENTS.insert(key, first, 0);
+}
+
+/// Forgets an earlier first fragment with the same key: the sender uses its identification for another datagram now.
+#[inline(always)]
+pub fn forget_fragment(key: &FragmentKey) {
+    let _ = FRAGMENTS.remove(key);
+}
+
+/// The first fragment of a later one, if it was owned and not too long ago.
+#[inline(always)]
+pub fn first_fragment(key: &FragmentKey) -> Option<FirstFragment> {
+    // SAFETY: the value is copied at once. A change on another CPU may mix two first fragments of the same key; the
+    // owner is looked up again.
+    let first = *unsafe { FRAGMENTS.get(key) }?;
+    // SAFETY: no memory is involved.
+    let age = unsafe { bpf_ktime_get_ns() }.wrapping_sub(first.since);
+    if age > FRAGMENT_NS { None } else { Some(first) }
 }
 
 /// An AF_XDP socket.
@@ -308,11 +380,12 @@ unsafe fn add(counter: *mut u64, amount: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) amount) }
 }
 
-/// The key of the flow between `local` and `remote` on the interface `link`.
+/// The key of the owner's flow between `local` and `remote`.
 #[inline(always)]
-pub fn flow_key(link: u32, protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
+pub fn flow_key(owner: &Owner, protocol: u8, local: (Address, [u8; 2]), remote: (Address, [u8; 2])) -> FlowKey {
     FlowKey {
-        link,
+        link: owner.link,
+        lease: owner.port.lease,
         local: local.0,
         remote: remote.0,
         local_port: local.1,

@@ -47,6 +47,7 @@ fn measure(name: &str, text: String) -> crafter::Result<()> {
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,
+        peers: None,
         observe: false,
     };
     let mut usage = Usage::default();

@@ -9,6 +9,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use crafter::{
     datapath::{
         maps::{Counters, OwnerMaps, Terms},
+        peers::Peers,
         program::{Hook, Kernel, LoadOptions},
         ring::Ring,
         xsk::{Frames, Socket},
@@ -30,9 +31,9 @@ pub const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const SKB_MARK: usize = 8;
 const SKB_SIZE: usize = 192;
 
-/// Lease terms without `report`.
+/// Lease terms without `report`, with packets of all peers.
 pub const fn terms(observe: bool, suppress: bool) -> Terms {
-    Terms { observe, suppress, report: false, user: 0 }
+    Terms { observe, suppress, report: false, peers: Peers::Any, user: 0 }
 }
 
 /// Result of running one frame.
@@ -84,7 +85,13 @@ impl Bench {
 
     /// Load options with small maps, sufficient for these tests.
     pub fn small() -> LoadOptions {
-        LoadOptions { owned_entries: 256, flow_entries: 1024, ring_bytes: 1 << 20, ..LoadOptions::default() }
+        LoadOptions {
+            owned_entries: 256,
+            peer_entries: 1 << 16,
+            flow_entries: 1024,
+            ring_bytes: 1 << 20,
+            ..LoadOptions::default()
+        }
     }
 
     /// Whether there is an AF_XDP socket to redirect into.

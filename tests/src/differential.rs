@@ -16,7 +16,7 @@ use crafter_common::{
 
 use crate::{
     bench::Bench,
-    oracle::{Action, Flow, FlowId, Oracle, Owned, Prediction, Siblings},
+    oracle::{Action, First, Flow, FlowId, Oracle, Owned, Prediction, Siblings},
     random::world::World,
     views::Views,
 };
@@ -37,7 +37,7 @@ pub struct Differential {
     views: Views,
     /// The model that predicts each result.
     pub oracle: Oracle,
-    owned: Vec<(Transport, IpAddr, u16)>,
+    owned: Vec<(u32, Transport, IpAddr, u16)>,
     counters: [u64; REASONS as usize],
     out: Vec<u8>,
 }
@@ -64,10 +64,10 @@ impl Differential {
         &self.views
     }
 
-    /// Replaces all owners in both. Flows and fragments stay, as they do when a lease ends.
+    /// Replaces all owners and peers in both. Flows and fragments stay, as they do when a lease ends.
     pub fn set_owners(&mut self, world: &World) {
-        for (transport, address, port) in self.owned.drain(..) {
-            self.bench.maps.disown(transport, address, port).expect("disown a port");
+        for (lease, transport, address, port) in self.owned.drain(..) {
+            self.bench.maps.disown(lease, transport, address, port).expect("disown a port");
         }
         self.bench.maps.set_local(&world.local()).expect("set the local addresses");
         for &(protocol, place, port, owned) in &world.holdings {
@@ -76,11 +76,13 @@ impl Differential {
                 17 => Transport::Udp,
                 _ => Transport::Icmp,
             };
-            let terms = Terms { observe: owned.observe, suppress: owned.suppress, report: owned.report, user: 0 };
+            let Owned { observe, suppress, report, peers, .. } = owned;
+            let terms = Terms { observe, suppress, report, peers, user: 0 };
             let address = place.unwrap_or(crate::bench::ANY);
             self.bench.maps.own(owned.lease, transport, address, port, terms).expect("own a port");
-            self.owned.push((transport, address, port));
+            self.owned.push((owned.lease, transport, address, port));
         }
+        self.views.set_peers(&world.peers);
         world.copy_to(&mut self.oracle);
     }
 
@@ -193,17 +195,17 @@ impl Differential {
     /// # Errors
     /// The first difference.
     pub fn compare_maps(&self) -> Result<(), String> {
-        let flows: HashMap<[u8; 44], [u8; 72]> = self.views.flows.iter().map(|entry| entry.expect("a flow")).collect();
+        let flows: HashMap<[u8; 48], [u8; 72]> = self.views.flows.iter().map(|entry| entry.expect("a flow")).collect();
         let flows: HashMap<_, _> = flows.iter().map(|(key, value)| (*key, without_times(value))).collect();
         let wanted: HashMap<_, _> =
             self.oracle.flows.iter().map(|(id, flow)| (flow_key(id), flow_value(flow))).collect();
         compare("flows", &flows, &wanted)?;
-        // Without the place of the lease's share.
-        let terms = |[a, b, c, d, flags, ..]: [u8; 8]| [a, b, c, d, flags, 0, 0, 0];
         let fragments = self.views.fragments.iter().map(|entry| entry.expect("a fragment"));
-        let fragments: HashMap<[u8; 44], [u8; 8]> = fragments.map(|(key, value)| (key, terms(value))).collect();
+        // Without the time.
+        let what = |value: [u8; 24]| <[u8; 16]>::try_from(&value[8..]).expect("the rest");
+        let fragments: HashMap<_, _> = fragments.map(|(key, value)| (key, what(value))).collect();
         let wanted: HashMap<_, _> =
-            self.oracle.fragments.iter().map(|(id, owned)| (fragment_key(id), owned_value(owned))).collect();
+            self.oracle.fragments.iter().map(|(id, first)| (fragment_key(id), first_value(first))).collect();
         compare("fragments", &fragments, &wanted)
     }
 }
@@ -253,15 +255,16 @@ fn sixteen(address: IpAddr) -> [u8; 16] {
 /// Number of the only attachment, as keys begin with it.
 const LINK: [u8; 4] = 1_u32.to_ne_bytes();
 
-/// `FlowKey`: attachment, local and remote address, their ports, protocol, three zeros.
-fn flow_key(id: &FlowId) -> [u8; 44] {
-    let mut key = [0; 44];
+/// `FlowKey`: attachment, lease, local and remote address, their ports, protocol, three zeros.
+pub(crate) fn flow_key(id: &FlowId) -> [u8; 48] {
+    let mut key = [0; 48];
     key[..4].copy_from_slice(&LINK);
-    key[4..20].copy_from_slice(&sixteen(id.local.ip()));
-    key[20..36].copy_from_slice(&sixteen(id.remote.ip()));
-    key[36..38].copy_from_slice(&id.local.port().to_be_bytes());
-    key[38..40].copy_from_slice(&id.remote.port().to_be_bytes());
-    key[40] = id.protocol;
+    key[4..8].copy_from_slice(&id.lease.to_ne_bytes());
+    key[8..24].copy_from_slice(&sixteen(id.local.ip()));
+    key[24..40].copy_from_slice(&sixteen(id.remote.ip()));
+    key[40..42].copy_from_slice(&id.local.port().to_be_bytes());
+    key[42..44].copy_from_slice(&id.remote.port().to_be_bytes());
+    key[44] = id.protocol;
     key
 }
 
@@ -303,11 +306,12 @@ fn fragment_key((source, destination, id, protocol): &Siblings) -> [u8; 44] {
     key
 }
 
-/// `OwnedPort` without the place of the lease's share: lease, flags.
-fn owned_value(owned: &Owned) -> [u8; 8] {
-    let flags = u32::from(owned.observe) | u32::from(owned.suppress) << 1 | u32::from(owned.report) << 2;
-    let mut value = [0; 8];
-    value[..4].copy_from_slice(&owned.lease.to_le_bytes());
-    value[4..].copy_from_slice(&flags.to_le_bytes());
+/// `FirstFragment` without its time: lease, local and remote port, protocol, seven zeros.
+fn first_value(first: &First) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..4].copy_from_slice(&first.lease.to_le_bytes());
+    value[4..6].copy_from_slice(&first.local.to_be_bytes());
+    value[6..8].copy_from_slice(&first.remote.to_be_bytes());
+    value[8] = first.protocol;
     value
 }

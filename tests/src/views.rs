@@ -10,6 +10,8 @@ use aya::{
 use crafter::datapath::program::{Hook, Kernel};
 use crafter_common::{map, reason::REASONS};
 
+use crate::{differential::flow_key, oracle::FlowId};
+
 /// `BPF_MAP_LOOKUP_BATCH` (linux/bpf.h): Linux 5.6, for per-CPU arrays 5.13.
 const LOOKUP_BATCH: libc::c_int = 24;
 
@@ -39,9 +41,11 @@ pub struct Views {
     /// Local addresses.
     pub local: HashMap<MapData, [u8; 16], u8>,
     /// Flows: `FlowKey` to `FlowValue`.
-    pub flows: HashMap<MapData, [u8; 44], [u8; 72]>,
-    /// Fragmented datagrams: `FragmentKey` to `OwnedPort`.
-    pub fragments: HashMap<MapData, [u8; 44], [u8; 8]>,
+    pub flows: HashMap<MapData, [u8; 48], [u8; 72]>,
+    /// Peers of leases: `FlowKey` to `Peer`.
+    pub peers: HashMap<MapData, [u8; 48], u64>,
+    /// Owned first fragments: `FragmentKey` to `FirstFragment`.
+    pub fragments: HashMap<MapData, [u8; 44], [u8; 24]>,
 }
 
 impl Views {
@@ -65,6 +69,7 @@ impl Views {
             filter: Array::try_from(Map::Array(find(map::FILTER))).expect("an array"),
             local: HashMap::try_from(Map::HashMap(find(map::LOCAL))).expect("a hash"),
             flows: HashMap::try_from(Map::LruHashMap(find(map::FLOWS))).expect("a hash"),
+            peers: HashMap::try_from(Map::HashMap(find(map::PEERS))).expect("a hash"),
             fragments: HashMap::try_from(Map::LruHashMap(find(map::FRAGMENTS))).expect("a hash"),
         }
     }
@@ -92,6 +97,17 @@ impl Views {
         assert!(result == 0 || error.raw_os_error() == Some(libc::ENOENT), "read the counters: {error}");
         assert_eq!(batch.count, REASONS);
         std::array::from_fn(|reason| values[reason * self.cpus..(reason + 1) * self.cpus].iter().sum())
+    }
+
+    /// Replaces the peers of all leases.
+    pub fn set_peers(&mut self, peers: &[FlowId]) {
+        let keys: Vec<_> = self.peers.keys().collect::<Result<_, _>>().expect("the peers");
+        for key in keys {
+            self.peers.remove(&key).expect("remove a peer");
+        }
+        for peer in peers {
+            self.peers.insert(flow_key(peer), 0, 0).expect("add a peer");
+        }
     }
 
     /// Removes all flows and fragments.

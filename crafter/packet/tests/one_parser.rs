@@ -64,7 +64,7 @@ fn owner(bytes: &[u8], net: &Network) -> Option<SocketAddr> {
     let (address, id) = match parse::icmp(bytes, net)? {
         Icmp::Reply { id } if net.left == 0 => (net.end(net.addresses(bytes)?.1)?, id),
         Icmp::Error { .. } => {
-            let (quoted, protocol, id) = parse::quoted_sender(bytes, net)?;
+            let (quoted, protocol, [id, _]) = parse::quoted_sender(bytes, net)?;
             let address = quoted.end(quoted.addresses(bytes)?.0)?;
             (Some(address).filter(|_| protocol == crafter_common::ICMP)?, id)
         }
@@ -158,11 +158,12 @@ fn check(bytes: &[u8]) {
         if let Some(Icmp::Error { .. }) = parse::icmp(bytes, &net)
             && matches!(error.quoted.protocol, ip::TCP | ip::UDP)
         {
-            let (quoted, protocol, port) = parse::quoted_sender(bytes, &net).expect("what is quoted");
+            let (quoted, protocol, [port, to]) = parse::quoted_sender(bytes, &net).expect("what is quoted");
             let (source, destination) = quoted.addresses(bytes).expect("its addresses");
             let source = SocketAddr::new(ip::address(source, v6), u16::from_be_bytes(port));
             assert_eq!((error.quoted.source, error.quoted.protocol), (source, protocol));
-            assert_eq!(error.quoted.destination.ip(), ip::address(destination, v6));
+            let destination = SocketAddr::new(ip::address(destination, v6), u16::from_be_bytes(to));
+            assert_eq!(error.quoted.destination, destination);
         }
     }
 }

@@ -182,15 +182,18 @@ class Client:
         return self.call("Route", destination=destination, interface=interface, source=source)
 
     def lease(self, protocol, interface=None, destination=None, address=None, port=None, last_port=None, frames=None,
-              observe=None, suppress=None, report=None, leave_open=False):
+              observe=None, suppress=None, report=None, peers=None, leave_open=False):
         """Leases ports; returns a `Lease`. If `port` is None, the service chooses a free port.
+
+        `peers` says whose packets it receives: "flow" (of those that it has sent to), "address" or "any"; None: as many as
+        the policy allows.
 
         With `leave_open` closing the lease does not reset half-open connections; the kernel does. The same applies to
         `observe` with `suppress=False`, because the kernel then resets them at once.
         """
         reply, descriptors = self.call_for_descriptors(
             "Lease", protocol=protocol, interface=interface, destination=destination, address=address, port=port,
-            last_port=last_port, frames=frames, observe=observe, suppress=suppress, report=report)
+            last_port=last_port, frames=frames, observe=observe, suppress=suppress, report=report, peers=peers)
         kernel_resets = bool(observe) and suppress is False
         return Lease(self, reply, descriptors, protocol=protocol, frames=bool(frames),
                      leave_open=leave_open or kernel_resets)

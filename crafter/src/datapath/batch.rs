@@ -80,6 +80,7 @@ impl Buffer {
     fn new(entries: usize) -> Self {
         let key = FlowKey {
             link: 0,
+            lease: 0,
             local: [0; 16],
             remote: [0; 16],
             local_port: [0; 2],

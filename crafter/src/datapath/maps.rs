@@ -11,16 +11,23 @@ use crafter_common::{
     ANY, Address, ICMP, TCP,
     flow::{FlowKey, FlowValue},
     map::SOCKET_ENTRIES,
-    port::{OBSERVE, OwnedPort, REPORT, SHARE_SHIFT, SUPPRESS},
+    port::{OBSERVE, OwnedPort, PEER_ADDRESS, PEERS, REPORT, SHARE_SHIFT, SUPPRESS},
     reason::{REASONS, Reason},
     share::RECORD,
 };
 use serde::Serialize;
 
-use super::{batch, failure::bpf_error, per_cpu, programs::Slot, shares::Shares};
+use super::{
+    batch,
+    failure::bpf_error,
+    peers::{PeerMap, Peers},
+    per_cpu,
+    programs::Slot,
+    shares::Shares,
+};
 use crate::{error::Result, packet::Transport};
 
-/// An address in the 16-byte form of the maps.
+/// An address in the 16-byte form of the maps: the same for an IPv4 address and its IPv4-mapped form.
 pub fn to_map(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => crafter_common::mapped(v4.octets()),
@@ -42,13 +49,15 @@ pub struct Terms {
     pub suppress: bool,
     /// Copy those that are dropped to the owner.
     pub report: bool,
+    /// Whose packets are the lease's.
+    pub peers: Peers,
     /// The user of the lease. All leases of one user together get a share of the memory of received packets.
     pub user: u32,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { observe: false, suppress: true, report: false, user: 0 }
+        Self { observe: false, suppress: true, report: false, peers: Peers::Any, user: 0 }
     }
 }
 
@@ -107,20 +116,32 @@ impl OwnerMaps {
     /// Makes the lease the owner of a port on `address`, or on all local addresses if `address` is unspecified.
     ///
     /// # Errors
-    /// [`Invalid`](crate::Error::Invalid) when the map is full.
+    /// [`PortTaken`](crate::Error::PortTaken) if a lease owns it already; [`Invalid`](crate::Error::Invalid) when the map
+    /// is full.
     pub fn own(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16, terms: Terms) -> Result<()> {
-        let flags = [(terms.observe, OBSERVE), (terms.suppress, SUPPRESS), (terms.report, REPORT)];
+        let flags = [
+            (terms.observe, OBSERVE),
+            (terms.suppress, SUPPRESS),
+            (terms.report, REPORT),
+            (terms.peers != Peers::Any, PEERS),
+            (terms.peers == Peers::Address, PEER_ADDRESS),
+        ];
         let flags = flags.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, flag)| all | flag);
         let flags = flags | self.shares.of(lease, terms.user) << SHARE_SHIFT;
-        self.slot.own(transport.number(), owned_address(address), port, OwnedPort { lease, flags })
+        self.slot.own(transport, owned_address(address), port, OwnedPort { lease, flags })
     }
 
-    /// Removes an owned port.
+    /// The peers of a lease; `None` if it receives the packets of all.
+    pub(crate) fn peers(&self, lease: u32, peers: Peers) -> Option<PeerMap> {
+        PeerMap::new(self.slot.clone(), lease, peers)
+    }
+
+    /// Gives a port of a lease back; does nothing where the lease does not own it.
     ///
     /// # Errors
     /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
-    pub fn disown(&mut self, transport: Transport, address: IpAddr, port: u16) -> Result<()> {
-        self.slot.disown(transport.number(), owned_address(address), port)
+    pub fn disown(&mut self, lease: u32, transport: Transport, address: IpAddr, port: u16) -> Result<()> {
+        self.slot.disown(lease, transport.number(), owned_address(address), port)
     }
 
     /// Tells the kernel half which addresses are this host's; those no longer listed are removed.
@@ -204,6 +225,7 @@ impl MapReader {
 }
 
 fn owned_address(address: IpAddr) -> Address {
+    let address = address.to_canonical();
     if address.is_unspecified() { ANY } else { to_map(address) }
 }
 

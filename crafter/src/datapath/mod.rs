@@ -12,6 +12,7 @@ pub mod interface;
 pub mod maps;
 pub(crate) mod neighbour;
 mod netlink;
+pub mod peers;
 mod per_cpu;
 pub mod program;
 mod programs;
@@ -36,7 +37,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::error::{Error, Result};
 
 /// Locks a mutex even if another thread panicked while it held the lock: its data stays valid.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -44,6 +44,8 @@ pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
 pub struct LoadOptions {
     /// (port, address) pairs that can be owned at once, on all interfaces together.
     pub owned_entries: u32,
+    /// Peers of leases that receive packets of known peers only, on all interfaces together.
+    pub peer_entries: u32,
     /// Flows that are remembered, on all interfaces together; the least recently used is evicted first.
     pub flow_entries: u32,
     /// Bytes of the ring buffer of each interface: a power of two, at least a page.
@@ -62,6 +64,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             owned_entries: map::OWNED_ENTRIES,
+            peer_entries: map::PEER_ENTRIES,
             flow_entries: map::FLOW_ENTRIES,
             ring_bytes: map::RING_BYTES,
             frame_bytes: FRAME_BYTES,
@@ -78,6 +81,7 @@ impl LoadOptions {
     pub fn small() -> Self {
         Self {
             owned_entries: 1024,
+            peer_entries: 4096,
             flow_entries: 4096,
             ring_bytes: 256 << 10,
             frame_bytes: 1 << 20,
@@ -391,7 +395,12 @@ fn check_sizes(options: &LoadOptions) -> Result<()> {
         let reason = format_args!("{} is not a power of two of at least {page}", options.ring_bytes).to_string();
         return Err(Error::invalid("ring buffer size", reason));
     }
-    for (what, entries) in [("owned entries", options.owned_entries), ("flow entries", options.flow_entries)] {
+    let sizes = [
+        ("owned entries", options.owned_entries),
+        ("peer entries", options.peer_entries),
+        ("flow entries", options.flow_entries),
+    ];
+    for (what, entries) in sizes {
         if entries == 0 {
             return Err(Error::invalid(what, "0 is too few; at least 1"));
         }

@@ -18,7 +18,7 @@ use aya::{
 use crafter_common::{
     Address,
     attached::Attached,
-    flow::{FlowKey, FlowValue},
+    flow::{FlowKey, FlowValue, Peer},
     map,
     port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort},
     reason::REASONS,
@@ -60,6 +60,8 @@ pub(super) struct Programs {
     ebpf: Mutex<Ebpf>,
     maps: Mutex<Maps>,
     pub(super) flows: HashMap<MapData, FlowKey, FlowValue>,
+    /// Apart from the others: written for each new peer.
+    peers: Mutex<HashMap<MapData, FlowKey, Peer>>,
     pub(super) shares: Arc<ShareMap>,
     slots: Mutex<Slots>,
     /// The program for lookups of sockets is attached to the network namespace, or was refused.
@@ -112,6 +114,7 @@ impl Programs {
             .override_global("AYA_LOG_LEVEL", if options.debug { &5_u8 } else { &0_u8 }, true)
             .map_max_entries(map::OWNED, options.owned_entries)
             .map_max_entries(map::FLOWS, options.flow_entries)
+            .map_max_entries(map::PEERS, options.peer_entries)
             .map_max_entries(map::LINKS, slots)
             .map_max_entries(map::FILTER, slots * FILTER_WORDS)
             .map_max_entries(map::COUNTERS, slots * REASONS)
@@ -132,6 +135,7 @@ impl Programs {
         Ok(Self {
             common,
             flows: open(&mut ebpf, map::FLOWS)?,
+            peers: Mutex::new(open(&mut ebpf, map::PEERS)?),
             shares: Arc::new(open_shares(&mut ebpf)?),
             maps: Mutex::new(maps),
             ebpf: Mutex::new(ebpf),

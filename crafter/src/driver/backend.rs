@@ -11,7 +11,10 @@ use std::{
 use super::entry::{Delivery, LeaseId, Ports};
 pub(crate) use crate::datapath::tx::{NoRoom, Transmitted, TxPacket};
 use crate::{
-    datapath::maps::{Counters, Flow, Terms},
+    datapath::{
+        maps::{Counters, Flow, Terms},
+        peers::{PeerMap, Peers},
+    },
     error::{Error, Result},
     protocol::Control,
 };
@@ -37,6 +40,11 @@ pub(crate) trait Backend: Send {
 
     /// Returns the ports of the lease `id`.
     fn disown(&mut self, id: LeaseId, ports: &Ports);
+
+    /// The peers of a lease whose packets alone are delivered; `None` if those of all are, or if another process decides.
+    fn peers(&self, _id: LeaseId, _peers: Peers) -> Option<PeerMap> {
+        None
+    }
 
     /// Received packets for the lease `id` that found no room before they reached this backend.
     fn lost(&self, _id: LeaseId) -> u64 {

@@ -24,6 +24,7 @@ use crate::{
     datapath::{
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
+        peers::{PeerMap, Peers},
         program::{Kernel, Mode, Report},
         ring::Ring,
         tx::Sender,
@@ -156,9 +157,13 @@ impl Backend for KernelBackend {
     fn disown(&mut self, id: LeaseId, ports: &Ports) {
         for &port in &ports.ports {
             // Fails only if there is no such entry.
-            let _ = self.maps.disown(ports.transport, ports.address, port);
+            let _ = self.maps.disown(id.0, ports.transport, ports.address, port);
         }
         self.maps.end(id.0);
+    }
+
+    fn peers(&self, id: LeaseId, peers: Peers) -> Option<PeerMap> {
+        self.maps.peers(id.0, peers)
     }
 
     fn lost(&self, id: LeaseId) -> u64 {

@@ -6,7 +6,7 @@ mod lease_request;
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -22,7 +22,13 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    datapath::{maps::Terms, reserve, route::Route},
+    datapath::{
+        lock,
+        maps::Terms,
+        peers::{Exchange, Exchanges, PeerMap, monotonic_ns},
+        reserve,
+        route::Route,
+    },
     error::Result,
     packet::{IpPacket, Transport},
 };
@@ -46,7 +52,12 @@ pub(crate) struct LeaseInner {
     arrived: Arc<Notify>,
     /// Whether the thread that drops it may take as long as it takes to close all ports.
     closes_here: AtomicBool,
+    /// What the lease has begun through [`Lease::send`] and streams, if it receives the packets of these peers alone.
+    exchanges: Mutex<Exchanges<()>>,
 }
+
+/// Exchanges of one lease from which on silent ones are ended before another begins.
+const MANY_EXCHANGES: usize = 1024;
 
 /// Ports that are added or removed under one lock of the core.
 const PORTS_AT_ONCE: usize = 64;
@@ -88,6 +99,12 @@ impl Lease {
     /// Its number within the driver.
     pub(crate) fn id(&self) -> LeaseId {
         self.inner.id
+    }
+
+    /// The peers whose packets alone it receives, for a caller that sends by other means than [`Lease::send`].
+    #[cfg(feature = "service")]
+    pub(crate) fn peers(&self) -> Option<PeerMap> {
+        self.inner.shared.lock().backend.peers(self.inner.id, self.inner.terms.peers)
     }
 
     /// The first, or only, port.
@@ -139,6 +156,9 @@ impl Lease {
         let mut routed = Vec::new();
         for ip in packets {
             routed.push((self.inner.route(IpPacket::parse(ip)?.destination).await?, ip));
+        }
+        for (_, ip) in &routed {
+            Exchange::of_packet(ip).into_iter().try_for_each(|exchange| self.inner.begin(&exchange))?;
         }
         let shared = &self.inner.shared;
         let mut sending = Sending::new(Instant::now(), &routed);
@@ -199,6 +219,22 @@ impl LeaseInner {
     /// Some of the lease's ports.
     fn part(&self, ports: &[u16]) -> Ports {
         Ports { transport: self.transport, address: self.address.unwrap_or(ANY), ports: ports.to_vec() }
+    }
+
+    /// Makes the peer of an exchange one whose packets the lease receives, before the first packet is sent to it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::Error::Invalid) if the map of peers is full.
+    pub(super) fn begin(&self, exchange: &Exchange) -> Result<()> {
+        let mut exchanges = lock(&self.exchanges);
+        let now = monotonic_ns();
+        if exchanges.are_only_counted() || exchanges.note(exchange, now) {
+            return Ok(());
+        }
+        if exchanges.len() >= MANY_EXCHANGES {
+            exchanges.expire(now);
+        }
+        exchanges.begin(exchange, now, ())
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {

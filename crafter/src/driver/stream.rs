@@ -19,10 +19,10 @@ use super::{
     lease::{Lease, LeaseInner},
 };
 use crate::{
-    datapath::route::Route,
+    datapath::{peers::Exchange, route::Route},
     engine::{SegmentHook, StreamConfig, StreamEngine, StreamState, StreamStats},
     error::{Error, Result},
-    packet::Transport,
+    packet::{Flags, Transport},
 };
 
 /// The options of a stream.
@@ -103,6 +103,7 @@ impl Stream {
         config.rx_buffer = options.rx_buffer.unwrap_or(config.rx_buffer);
         config.tx_buffer = options.tx_buffer.unwrap_or(config.tx_buffer);
         config.timestamps = options.timestamps;
+        lease.begin(&Exchange { transport: Transport::Tcp, local, remote, flags: Flags::SYN | Flags::ACK })?;
         let now = Instant::now();
         let buffers = [buffer(config.rx_buffer)?, buffer(config.tx_buffer)?];
         let engine = StreamEngine::connect_in(config, buffers, options.hook, now)?;

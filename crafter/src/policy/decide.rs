@@ -14,7 +14,10 @@ use super::{
     targets::FarPort,
     usage::Usage,
 };
-use crate::packet::{Framed, IpOptions, Route, Transport, framed};
+use crate::{
+    datapath::peers::Peers,
+    packet::{Framed, IpOptions, Route, Transport, framed},
+};
 
 /// The longest Ethernet header: with one 802.1Q tag, in bytes.
 const FRAME_HEADER: usize = 18;
@@ -44,6 +47,8 @@ pub struct RequestedLease {
     pub ports: RangeInclusive<u16>,
     /// Whether to send whole Ethernet frames.
     pub raw_ethernet: bool,
+    /// Whose packets to receive; `None`: as many as the rule allows.
+    pub peers: Option<Peers>,
     /// Whether to capture packets of others.
     pub observe: bool,
 }
@@ -80,6 +85,11 @@ impl Grant {
     /// The owner of the lease.
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// Whose packets the lease receives.
+    pub fn peers(&self) -> Peers {
+        self.requested.peers.unwrap_or(Peers::Flow)
     }
 
     /// The request that was granted.
@@ -137,7 +147,10 @@ impl Policy {
         sources.sort_unstable();
         Ok(Grant {
             subject: subject.clone(),
-            requested: requested.clone(),
+            requested: RequestedLease {
+                peers: Some(requested.peers.unwrap_or(self.rules()[rule].peers)),
+                ..requested.clone()
+            },
             sources,
             broadcasts: host.broadcasts.clone(),
             mtu: host.mtu,
@@ -287,6 +300,7 @@ fn terms(rule: &Rule, requested: &RequestedLease) -> Checked {
     granted(requested.address.is_none_or(|address| rule.allows_address(address)), Verdict::Address)?;
     granted(requested.transport.is_none_or(|transport| rule.allows_ports(transport, &requested.ports)), Verdict::Port)?;
     granted(rule.raw_ethernet || !requested.raw_ethernet, Verdict::RawEthernet)?;
+    granted(requested.peers.is_none_or(|peers| peers <= rule.peers), Verdict::Peers)?;
     granted(rule.observe || !requested.observe, Verdict::Observe)
 }
 

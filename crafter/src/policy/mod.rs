@@ -24,6 +24,7 @@
 //! max_ports = 64
 //! max_flows = 1024
 //! max_interfaces = 4
+//! peers = "flow"
 //!
 //! [[rule]]
 //! everybody = true
@@ -34,6 +35,9 @@
 //!   allows nothing. **A denied destination is denied, whatever `allow` says.**
 //! - Dangerous permissions must be granted: `raw_ethernet`, `observe`, `multicast`, `broadcast`, `link_local` (`true`),
 //!   and `foreign_sources` (`true`, or the prefixes that leases may send from).
+//! - `peers` says whose packets are a lease's: `"flow"`, of those that it has sent to from the same port, by address and
+//!   port; `"address"`, by address alone; `"any"`, of all, for leases that listen, and for broadcast and multicast
+//!   questions. A request may ask for fewer. Packets of others pass to the kernel.
 //! - `protocols` are tcp, udp and icmp by default. `icmp` means queries with an identifier, as ping sends them; other
 //!   ICMP messages, other protocols, source-routed packets and special IP options need `"any"`. Each address of a source route is checked
 //!   like a destination; an unreadable route is refused if the rule has `deny` or `allow`.

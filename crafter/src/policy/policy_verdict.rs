@@ -88,6 +88,8 @@ verdicts! {
     Interfaces "max-interfaces" "the interface exceeds its max_interfaces",
     /// No `raw_ethernet`.
     RawEthernet "raw-ethernet" "Ethernet frames need raw_ethernet = true and a lease for frames",
+    /// Wider than `peers`.
+    Peers "peers" "the lease asks for packets of more peers than its peers allows",
     /// No `observe`.
     Observe "observe" "packets of others need observe = true",
     /// The source address is not the lease's, and not in `foreign_sources`.

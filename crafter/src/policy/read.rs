@@ -23,7 +23,7 @@ const MAX_LENGTH: usize = 1 << 20;
 const MAX_KEEP_ATTACHED: u32 = 86_400;
 
 /// The keys of a rule.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "user",
     "group",
     "everybody",
@@ -42,6 +42,7 @@ const KEYS: [&str; 22] = [
     "max_interfaces",
     "raw_ethernet",
     "foreign_sources",
+    "peers",
     "observe",
     "multicast",
     "broadcast",
@@ -173,6 +174,7 @@ impl Reader<'_> {
             "max_flows" => rule.max_flows = self.number(value, 0..=u32::MAX, true),
             "max_interfaces" => rule.max_interfaces = self.number(value, 0..=u32::MAX, true),
             "raw_ethernet" => rule.raw_ethernet = self.flag(value).unwrap_or_default(),
+            "peers" => rule.peers = self.peers(value),
             "observe" => rule.observe = self.flag(value).unwrap_or_default(),
             "multicast" => rule.multicast = self.flag(value).unwrap_or_default(),
             "broadcast" => rule.broadcast = self.flag(value).unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, ops::RangeInclusive};
 
 use super::{ports::Ports, targets::Targets, usage::Rate};
-use crate::packet::Transport;
+use crate::{datapath::peers::Peers, packet::Transport};
 
 /// The users that a rule names.
 #[derive(Debug, Clone, Default)]
@@ -124,6 +124,8 @@ pub struct Rule {
     pub raw_ethernet: bool,
     /// Source addresses that are not the host's, which leases may send from.
     pub foreign_sources: Foreign,
+    /// Whose packets a lease may receive at most, and does if it does not ask for fewer.
+    pub peers: Peers,
     /// Whether packets of others may be captured.
     pub observe: bool,
     /// Whether packets may go to multicast addresses.
@@ -166,6 +168,7 @@ impl Default for Rule {
             max_interfaces: Some(INTERFACES),
             raw_ethernet: false,
             foreign_sources: Foreign::None,
+            peers: Peers::Flow,
             observe: false,
             multicast: false,
             broadcast: false,

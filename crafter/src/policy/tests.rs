@@ -62,6 +62,7 @@ fn requested() -> RequestedLease {
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,
+        peers: None,
         observe: false,
     }
 }

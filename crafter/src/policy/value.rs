@@ -11,7 +11,7 @@ use super::{
     rule::Protocols,
     targets::{Target, Targets},
 };
-use crate::layer::nearest;
+use crate::{datapath::peers::Peers, layer::nearest};
 
 /// A value and its place in the text.
 #[derive(Clone, Copy)]
@@ -47,6 +47,19 @@ impl Reader<'_> {
             other => self.problem(value.at(), format!("true or false, not {}", kind(other))),
         }
         None
+    }
+
+    pub fn peers(&mut self, value: Value<'_, '_>) -> Peers {
+        let names = [Peers::Flow, Peers::Address, Peers::Any].map(Peers::name);
+        let message = match value.0.get_ref() {
+            DeValue::String(text) => match text.parse() {
+                Ok(peers) => return peers,
+                Err(_) => format!("'{text}' is none of flow, address, any{}", nearest(text, names.into_iter())),
+            },
+            other => format!("\"flow\", \"address\" or \"any\", not {}", kind(other)),
+        };
+        self.problem(value.at(), message);
+        Peers::Flow
     }
 
     pub fn text(&mut self, value: Value<'_, '_>) -> Option<String> {

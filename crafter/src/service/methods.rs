@@ -116,6 +116,7 @@ fn rule(rule: &policy::Rule) -> Rule {
         max_interfaces: rule.max_interfaces,
         raw_ethernet: rule.raw_ethernet,
         foreign_sources: !matches!(rule.foreign_sources, Foreign::None),
+        peers: rule.peers.name().to_owned(),
         observe: rule.observe,
         multicast: rule.multicast,
         broadcast: rule.broadcast,

@@ -151,6 +151,7 @@ async fn run(
         async move { service.turns.run().await }
     });
     spawn_local(dispatch::run(service.clone()));
+    spawn_local(outgoing::end_silent_exchanges(service.clone()));
     let rules = service.policy().rules().len();
     service.record(&Record::Start { version: env!("CARGO_PKG_VERSION"), rules });
     status.ready("serving");

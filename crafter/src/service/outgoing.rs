@@ -1,14 +1,23 @@
 //! Packets from clients: compares each with its lease and the policy, and sends or refuses it.
 
-use std::{cell::Cell, io, os::fd::AsFd as _, rc::Rc, time::Instant};
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd as _,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::{task::yield_now, time::sleep};
 
 use super::{backlog::Packet, dispatch::PACKET_COST, records, served_lease::ServedLease, state::Service};
 use crate::{
+    datapath::peers::Exchange,
     mmsg::Inbox,
-    packet::PacketPorts,
-    policy::{Decision, Grant, PacketInfo, Policy, Usage, Verdict},
+    packet::{Framed, Transport, framed},
+    policy::{Decision, PacketInfo, Policy, Usage, Verdict},
     protocol::record::Code,
 };
 
@@ -248,12 +257,16 @@ fn check_packet(
     }
     if lease.sends_frames() {
         let outgoing = PacketInfo::read_frame(bytes);
-        let borrowed = outgoing.as_ref().and_then(|outgoing| borrowed(service, lease, outgoing));
-        let decision = policy.frame(borrowed.as_ref().unwrap_or(&grant), bytes, &mut usage, now);
+        let owner = outgoing.as_ref().and_then(|outgoing| {
+            let local = SocketAddr::new(outgoing.source, outgoing.ports.source()?);
+            owner(service, lease, outgoing.transport?, local)
+        });
+        let of_owner = owner.map(|owner| owner.grant().for_frames());
+        let decision = policy.frame(of_owner.as_ref().unwrap_or(&grant), bytes, &mut usage, now);
         drop(usage);
         allowed(decision)?;
-        if let Some(outgoing) = &outgoing {
-            flow(service, policy, lease, closed, outgoing, now)?;
+        if let Framed::Ip(packet) = framed(bytes) {
+            begin_exchanges(service, policy, lease, closed, packet)?;
         }
         return Ok(None);
     }
@@ -263,7 +276,7 @@ fn check_packet(
     let decision = policy.packet(&grant, &outgoing, &mut usage, now);
     drop(usage);
     allowed(decision)?;
-    flow(service, policy, lease, closed, &outgoing, now)?;
+    begin_exchanges(service, policy, lease, closed, bytes)?;
     Ok(Some(outgoing))
 }
 
@@ -274,39 +287,60 @@ fn allowed(decision: Decision) -> Result<(), Refusal> {
     }
 }
 
-/// The grant of the user's lease that owns the source port of a frame, extended to frames.
-fn borrowed(service: &Service, lease: &ServedLease, outgoing: &PacketInfo) -> Option<Grant> {
-    let transport = outgoing.transport?;
-    let port = outgoing.ports.source()?;
+/// The user's lease that owns the source port of a packet, and so receives the answers.
+fn owner(service: &Service, lease: &ServedLease, transport: Transport, local: SocketAddr) -> Option<Rc<ServedLease>> {
     let owns = |other: &&Rc<ServedLease>| {
         let requested = other.terms.grant.requested();
         other.subject().user == lease.subject().user
             && Rc::ptr_eq(&other.attachment, &lease.attachment)
             && requested.transport == Some(transport)
-            && requested.ports.contains(&port)
-            && other.terms.address.is_none_or(|address| address == outgoing.source)
+            && requested.ports.contains(&local.port())
+            && other.terms.address.is_none_or(|address| address == local.ip())
     };
-    Some(service.leases.borrow().values().find(owns)?.grant().for_frames())
+    service.leases.borrow().values().find(owns).cloned()
 }
 
-/// Counts the packet's flow, if it has ports.
-fn flow(
+/// Makes the peers that a packet is sent to those of the lease that owns its source port, before it is sent.
+fn begin_exchanges(
     service: &Rc<Service>,
     policy: &Policy,
     lease: &Rc<ServedLease>,
     closed: &ClosedFlows,
-    outgoing: &PacketInfo,
-    now: Instant,
+    packet: &[u8],
 ) -> Result<(), Refusal> {
-    let PacketPorts::Both { source, destination } = outgoing.ports else { return Ok(()) };
-    let key = (outgoing.destination, destination, source);
-    let count = || lease.flow(key, now, |usage| allowed(policy.flow(&lease.terms.grant, usage)));
-    match count() {
-        Err(Refusal { decision: Some(Decision { verdict: Verdict::Flows, .. }), .. })
-            if closed.end(service, lease.account()) =>
-        {
-            count()
+    for exchange in Exchange::of_packet(packet) {
+        let owner = if lease.terms.grant.requested().transport == Some(exchange.transport) {
+            None
+        } else {
+            owner(service, lease, exchange.transport, exchange.local)
+        };
+        let full = |sentence| Refusal { code: Code::NotSent, decision: None, sentence };
+        let may_begin = |usage: &Usage| allowed(policy.flow(&lease.terms.grant, usage));
+        let begin = || owner.as_ref().unwrap_or(lease).exchange(&exchange, &service.users.pools.flows, may_begin, full);
+        match begin() {
+            Err(Refusal { decision: Some(Decision { verdict: Verdict::Flows, .. }), .. })
+                if closed.end(service, lease.account()) =>
+            {
+                begin()?;
+            }
+            begun => begun?,
         }
-        counted => counted,
+    }
+    Ok(())
+}
+
+/// How often silent exchanges are ended.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Ends exchanges that have been silent for too long. Never returns.
+pub(super) async fn end_silent_exchanges(service: Rc<Service>) {
+    loop {
+        sleep(SILENCE_INTERVAL).await;
+        let leases: Vec<_> = service.leases.borrow().values().cloned().collect();
+        for lease in leases {
+            lease.end_silent();
+            // Packets of clients are served between two leases.
+            yield_now().await;
+        }
     }
 }

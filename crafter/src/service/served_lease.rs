@@ -6,13 +6,9 @@ use std::{
     net::IpAddr,
     os::fd::AsRawFd as _,
     rc::Rc,
-    time::{Duration, Instant},
 };
 
-use nix::{
-    sys::socket::{Shutdown, shutdown},
-    time::{ClockId, clock_gettime},
-};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{
     io::unix::AsyncFd,
     sync::Notify,
@@ -26,11 +22,14 @@ use super::{
     coalesce::coalesce,
     dispatch::PacketTurn,
     peer_socket::PeerSocket,
-    shares::{Charge, WaitingBytes},
+    shares::{Charge, Pool, Share, WaitingBytes},
 };
 use crate::{
     Lease, Result,
-    datapath::maps::Terms,
+    datapath::{
+        maps::Terms,
+        peers::{Exchange, Exchanges, monotonic_ns},
+    },
     driver::{LeaseId, Received, Transmitted},
     mmsg,
     policy::{Grant, Host, Policy, Subject, Usage},
@@ -48,14 +47,11 @@ pub(super) type Tally = RefCell<wire::Account>;
 
 type Counter = fn(&mut wire::Account) -> &mut u64;
 
-/// Remote address, remote port and local port.
-type FlowKey = (IpAddr, u16, u16);
+/// The most exchanges of a lease, without a limit of the policy.
+const EXCHANGES: usize = 65_536;
 
-/// The maximum number of flows of a lease to remember without a limit of the policy.
-const FLOWS: usize = 65_536;
-
-/// How long a flow counts after its last packet.
-const FLOW_IDLE: Duration = Duration::from_secs(30);
+/// Exchanges that are removed from the kernel's map on this thread when a lease ends.
+const REMOVED_HERE: usize = 256;
 
 /// The constant properties of a lease.
 pub(super) struct LeaseTerms {
@@ -123,7 +119,7 @@ pub(super) struct ServedLease {
     charge: RefCell<Option<Charge>>,
     usage: Rc<RefCell<Usage>>,
     account: u32,
-    flows: RefCell<HashMap<FlowKey, Instant>>,
+    exchanges: RefCell<Exchanges<Share>>,
     began: Moment,
     pub(super) tally: Tally,
     /// How many packets the driver had lost when they were last counted.
@@ -145,7 +141,7 @@ impl ServedLease {
     pub(super) fn new(
         terms: LeaseTerms,
         guard: AttachmentGuard,
-        lease: Option<Lease>,
+        (lease, exchanges): (Option<Lease>, Exchanges<Share>),
         socket: PeerSocket,
         charge: Charge,
     ) -> Result<Rc<Self>> {
@@ -159,7 +155,7 @@ impl ServedLease {
             usage: charge.usage().clone(),
             account: charge.account(),
             charge: RefCell::new(Some(charge)),
-            flows: RefCell::default(),
+            exchanges: RefCell::new(exchanges),
             began: Moment::now(),
             tally: Tally::default(),
             lost_before: Cell::new(0),
@@ -312,7 +308,11 @@ impl ServedLease {
                 });
             }
         }
-        self.usage().borrow_mut().flows -= self.flows.take().len() as u32;
+        let ended = self.exchanges.borrow_mut().end();
+        self.usage().borrow_mut().flows -= ended.len() as u32;
+        if ended.len() > REMOVED_HERE {
+            tokio::task::spawn_blocking(move || drop(ended));
+        }
         self.charge.take();
         self.guard.take();
         reason
@@ -340,34 +340,50 @@ impl ServedLease {
         Header { kind, ifindex: self.attachment.interface().ifindex, time_ns, length: length as u32, lost }
     }
 
-    /// Records a packet's flow. For a new flow, `may_begin` decides by the user's usage.
+    /// Notes that a packet of an exchange is about to be sent. A new exchange takes a place of the user's: `may_begin`
+    /// decides by the usage, and the packets of its peer are the lease's from now on.
     ///
     /// # Errors
-    /// Those of `may_begin`.
-    pub(super) fn flow<E>(
+    /// Those of `may_begin`; `full` with a sentence if there is no place.
+    pub(super) fn exchange<E>(
         &self,
-        remote: FlowKey,
-        now: Instant,
+        exchange: &Exchange,
+        flows: &Rc<Pool>,
         may_begin: impl Fn(&Usage) -> Result<(), E>,
+        full: impl Fn(String) -> E,
     ) -> Result<(), E> {
-        let mut flows = self.flows.borrow_mut();
-        if let Some(seen) = flows.get_mut(&remote) {
-            *seen = now;
+        let mut exchanges = self.exchanges.borrow_mut();
+        let now = monotonic_ns();
+        if exchanges.note(exchange, now) {
             return Ok(());
         }
         let mut usage = self.usage().borrow_mut();
-        if flows.len() >= FLOWS || may_begin(&usage).is_err() {
-            let before = flows.len();
-            flows.retain(|_, seen| now.saturating_duration_since(*seen) < FLOW_IDLE);
-            if flows.len() >= FLOWS {
-                flows.clear();
-            }
-            usage.flows -= (before - flows.len()) as u32;
+        let is_full = || exchanges.len() >= EXCHANGES || flows.room(self.account) == 0;
+        if is_full() || may_begin(&usage).is_err() {
+            usage.flows -= exchanges.expire(now) as u32;
             may_begin(&usage)?;
         }
+        if exchanges.len() >= EXCHANGES {
+            let sentence = "the lease has 65536 flows; wait until some are silent, or use another lease";
+            return Err(full(sentence.to_owned()));
+        }
+        let place = flows.take(self.account, 1).ok_or_else(|| {
+            full("you have as many flows as the service has room for; wait until some are silent".to_owned())
+        })?;
+        exchanges.begin(exchange, now, place).map_err(|error| full(error.to_string()))?;
         usage.flows += 1;
-        flows.insert(remote, now);
         Ok(())
+    }
+
+    /// Ends the exchanges that have been silent for too long.
+    pub(super) fn end_silent(&self) {
+        let ended = self.exchanges.borrow_mut().expire(monotonic_ns());
+        self.usage().borrow_mut().flows -= ended as u32;
+    }
+
+    /// The number of the driver's lease, if there is one.
+    pub(super) fn driver_lease(&self) -> Option<LeaseId> {
+        self.lease.borrow().as_ref().map(Lease::id)
     }
 
     /// Counts sent packets, and reports the others to the client.
@@ -483,10 +499,4 @@ impl ServedLease {
             suppressed,
         }
     }
-}
-
-/// CLOCK_MONOTONIC in nanoseconds.
-pub(super) fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Into::into);
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

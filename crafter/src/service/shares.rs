@@ -6,6 +6,8 @@ use std::{
     rc::Rc,
 };
 
+use crafter_common::map::PEER_ENTRIES;
+
 use super::{descriptors::DescriptorCharge, quota::Users};
 use crate::{datapath::program::LoadOptions, policy::Usage};
 
@@ -38,12 +40,16 @@ const CAPTURE_BYTES: usize = 1 << 20;
 /// Divisor: an interface gets a quarter of the bytes that its user can still have.
 const INTERFACE_PART: usize = 4;
 
+/// Flows of all users, and of one user.
+const FLOWS: [usize; 2] = [PEER_ENTRIES as usize, PEER_ENTRIES as usize / 2];
+
 /// What users share. Users are accounts: a subordinate id is its owner.
 pub(super) struct Pools {
     waiting: Rc<Pool>,
     sockets: Rc<Pool>,
     frames: Rc<Pool>,
     rings: Rc<Pool>,
+    pub(super) flows: Rc<Pool>,
 }
 
 impl Default for Pools {
@@ -53,6 +59,7 @@ impl Default for Pools {
             sockets: Pool::new(SOCKET_BYTES, [SOCKET_BYTES_PER_USER, 0]),
             frames: Pool::new(FRAME_BYTES[0], [FRAME_BYTES[1], 0]),
             rings: Pool::new(RING_BYTES[0], [RING_BYTES[1], 0]),
+            flows: Pool::new(FLOWS[0], [FLOWS[1], 0]),
         }
     }
 }

@@ -5,7 +5,14 @@
 //! are bounded for each user and in all, and that which was not used for longest is dropped for a new one. If a client
 //! continues a list whose snapshot was dropped, the map is read again, from the flow on at which the list continues.
 
-use std::{cell::RefCell, collections::HashMap, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use crafter_common::flow::{FlowKey, FlowValue};
 use tokio::{
@@ -58,7 +65,7 @@ impl Selection {
         self.protocol.as_ref().is_none_or(|protocol| protocol == flow.protocol)
             && self.port.is_none_or(|port| [flow.local.port(), flow.remote.port()].contains(&port))
             && self.remote.is_none_or(|remote| flow.remote.ip() == remote)
-            && (self.whose.is_none() || owned.has(key.link, flow))
+            && (self.whose.is_none() || owned.contains(&(key.link, key.lease)))
     }
 }
 
@@ -66,37 +73,15 @@ impl Selection {
 pub(super) struct Source {
     pub(super) name: String,
     pub(super) reader: MapReader,
-    /// The leases of the selected user: protocol, address, first and last port.
-    pub(super) leases: Vec<(&'static str, Option<IpAddr>, [u16; 2])>,
+    /// The driver's numbers of the selected user's leases.
+    pub(super) leases: Vec<u32>,
 }
 
-/// The ports of a user, sorted: by link, protocol and address. Ranges of the same key do not overlap.
-#[derive(Default)]
-struct Owned(HashMap<OwnedKey, Vec<[u16; 2]>>);
+/// The leases of a user, as keys of flows have them: link and lease. Flows of leases that have ended are in none.
+type Owned = HashSet<(u32, u32)>;
 
-/// Link, protocol and address; `None`: all addresses.
-type OwnedKey = (u32, &'static str, Option<IpAddr>);
-
-impl Owned {
-    fn new<'s>(sources: impl Iterator<Item = (u32, &'s Source)>) -> Self {
-        let mut owned: HashMap<_, Vec<_>> = HashMap::new();
-        for (link, source) in sources {
-            for (protocol, address, ports) in &source.leases {
-                owned.entry((link, *protocol, *address)).or_default().push(*ports);
-            }
-        }
-        owned.values_mut().for_each(|ranges| ranges.sort_unstable());
-        Self(owned)
-    }
-
-    fn has(&self, link: u32, flow: &maps::Flow) -> bool {
-        let port = flow.local.port();
-        [None, Some(flow.local.ip())].into_iter().any(|address| {
-            let Some(ranges) = self.0.get(&(link, flow.protocol, address)) else { return false };
-            let behind = ranges.partition_point(|[first, _]| *first <= port);
-            behind.checked_sub(1).is_some_and(|at| ranges[at][1] >= port)
-        })
-    }
+fn owned<'s>(sources: impl Iterator<Item = &'s Source>) -> Owned {
+    sources.flat_map(|source| source.leases.iter().map(|lease| (source.reader.link(), *lease))).collect()
 }
 
 /// A flow of a snapshot: the index of its interface's name, and the entry of the map.
@@ -126,7 +111,7 @@ impl Snapshot {
         loads.dedup();
         for load in loads {
             let of_load = || sources.iter().enumerate().filter(|(_, source)| source.reader.load() == load);
-            let owned = Owned::new(of_load().map(|(_, source)| (source.reader.link(), source)));
+            let owned = owned(of_load().map(|(_, source)| source));
             let names: HashMap<u32, u32> =
                 of_load().map(|(name, source)| (source.reader.link(), name as u32)).collect();
             let Some((_, source)) = of_load().next() else { continue };
@@ -351,6 +336,7 @@ mod tests {
         let [.., high, low] = number.to_be_bytes();
         let key = FlowKey {
             link: 1,
+            lease: 7,
             local: crafter_common::mapped([192, 0, 2, 2]),
             remote: crafter_common::mapped([192, 0, 2, 1]),
             local_port: 4000_u16.to_be_bytes(),
@@ -431,24 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn flows_belong_to_the_lease_that_has_their_port() {
-        let address = Some(IpAddr::from([192, 0, 2, 2]));
-        let mut owned = Owned::default();
-        owned.0.insert((1, "udp", None), vec![[10, 20], [4000, 4000]]);
-        owned.0.insert((1, "tcp", None), vec![[1, 9999]]);
+    fn flows_belong_to_their_lease() {
         let (_, key, value) = entry(1, 1);
-        let flow = maps::flow(&key, &value);
-        assert!(owned.has(1, &flow));
-        assert!(!owned.has(2, &flow));
-        let at = |port| maps::Flow { local: (flow.local.ip(), port).into(), ..flow.clone() };
-        assert_eq!(
-            [9, 10, 20, 21, 3999, 4001].map(|port| owned.has(1, &at(port))),
-            [false, true, true, false, false, false]
-        );
-        let mut exact = Owned::default();
-        exact.0.insert((1, "udp", address), vec![[3990, 4010]]);
-        assert!(exact.has(1, &flow));
-        let elsewhere = maps::Flow { local: ([192, 0, 2, 3], 4000).into(), ..flow };
-        assert!(!exact.has(1, &elsewhere));
+        let own = Selection { whose: Some(1000), ..Selection::default() };
+        let has = |link, lease| own.has(&key, &value, &Owned::from([(link, lease), (3, 3)]));
+        assert!(has(1, 7));
+        assert!(!has(2, 7), "on another interface");
+        assert!(!has(1, 8), "the next owner of the port");
+        assert!(Selection::default().has(&key, &value, &Owned::default()), "all flows");
     }
 }

@@ -344,8 +344,7 @@ impl Service {
         for lease in self.leases_of(Some(user)) {
             let name = lease.attachment.name();
             let Some(source) = sources.iter_mut().find(|source| *source.name == *name) else { continue };
-            let ports = &lease.terms.grant.requested().ports;
-            source.leases.push((lease.terms.protocol, lease.terms.address, [*ports.start(), *ports.end()]));
+            source.leases.extend(lease.driver_lease().map(|lease| lease.0));
         }
         sources
     }

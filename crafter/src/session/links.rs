@@ -138,6 +138,7 @@ impl Links {
             port: port.map_or(PortChoice::Free, PortChoice::Exact),
             terms: self.options.terms,
             coalesce: false,
+            peers: None,
         };
         let link = &mut self.links[at];
         let (leased, evicted) = link.lease(request.report(true), address, &self.arrived).await?;

@@ -22,6 +22,7 @@ fn deciding_packets_allocates_nothing() {
         address: None,
         ports: 50_000..=50_009,
         raw_ethernet: false,
+        peers: None,
         observe: false,
     };
     let mut usage = Usage::default();

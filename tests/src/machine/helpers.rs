@@ -18,6 +18,8 @@ const SOCKETS: u32 = 17;
 const NO_MEMORY: u64 = -12_i64 as u64;
 const FAULT: u64 = -14_i64 as u64;
 const TOO_BIG: u64 = -7_i64 as u64;
+/// `-ENOENT`.
+const NO_ENTRY: u64 = -2_i64 as u64;
 
 /// `XDP_REDIRECT`.
 const REDIRECT: u64 = 4;
@@ -27,6 +29,7 @@ impl Machine {
         match number {
             1 => self.look_up(a, b),
             2 => self.update(a, b, c),
+            3 => self.delete(a, b),
             5 => {
                 self.clock += 1;
                 self.clock
@@ -91,6 +94,12 @@ impl Machine {
             return u64::from(self.conditions.socket && key == [0; 4]);
         }
         table.entries.get(key).copied().unwrap_or(0)
+    }
+
+    fn delete(&mut self, map: u64, key: u64) -> u64 {
+        let table = &mut self.maps[(map - MAPS) as usize];
+        let key = self.memory.bytes(key, table.key_size);
+        if table.entries.remove(key).is_some() { 0 } else { NO_ENTRY }
     }
 
     fn update(&mut self, map: u64, key: u64, value: u64) -> u64 {

@@ -6,7 +6,10 @@ mod execute;
 mod helpers;
 mod memory;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
 
 use aya_obj::{Object, generated::bpf_insn};
 use crafter::datapath::program::{Hook, OBJECT};
@@ -186,14 +189,18 @@ impl Machine {
         &self.programs[hook.program()]
     }
 
-    /// Copies owned ports, filter and local addresses from the kernel's maps; clears flows and fragments.
+    /// Copies owned ports, peers, filter and local addresses from the kernel's maps; clears flows and fragments.
     pub fn copy_maps(&mut self, views: &Views) {
-        for name in [map::OWNED, map::LOCAL, map::FLOWS, map::FRAGMENTS] {
+        for name in [map::OWNED, map::LOCAL, map::PEERS, map::FLOWS, map::FRAGMENTS] {
             self.table(name).entries.clear();
         }
         for entry in views.owned.iter() {
             let (key, value) = entry.expect("an owned port");
             self.put(map::OWNED, &key, &value);
+        }
+        for entry in views.peers.iter() {
+            let (key, heard) = entry.expect("a peer");
+            self.put(map::PEERS, &key, &heard.to_le_bytes());
         }
         for entry in views.local.iter() {
             let (key, value) = entry.expect("a local address");
@@ -217,6 +224,17 @@ impl Machine {
     /// Removes all owners but keeps the filter, which then reports false positives.
     pub fn clear_owners(&mut self) {
         self.table(map::OWNED).entries.clear();
+    }
+
+    /// Replaces the owners of ports.
+    pub fn replace_owners(&mut self, owners: impl Iterator<Item = ([u8; 24], [u8; 8])>) {
+        self.clear_owners();
+        owners.for_each(|(key, value)| self.put(map::OWNED, &key, &value));
+    }
+
+    /// Advances the clock of the programs.
+    pub fn advance(&mut self, time: Duration) {
+        self.clock += time.as_nanos() as u64;
     }
 
     /// Runs a packet through the program of `hook`.

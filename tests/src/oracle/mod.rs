@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crafter::datapath::program::Hook;
+use crafter::datapath::{peers::Peers, program::Hook};
 use crafter_common::reason::Reason;
 
 use read::{Fault, Icmp, Ip, Piece};
@@ -29,11 +29,15 @@ pub struct Owned {
     pub suppress: bool,
     /// The owner gets a copy of what is dropped.
     pub report: bool,
+    /// Whose packets the owner gets.
+    pub peers: Peers,
 }
 
 /// Key of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowId {
+    /// Number of the lease.
+    pub lease: u32,
     /// 6, 17, or 1 for the ICMP of both versions.
     pub protocol: u8,
     /// This host's end; for ICMP queries the port is the identifier.
@@ -58,6 +62,19 @@ pub struct Flow {
 /// What the fragments of a datagram have in common (RFC 791, section 3.2; RFC 8200, section 4.5): source, destination,
 /// identification and, for IPv4, the protocol.
 pub type Siblings = (IpAddr, IpAddr, u32, Option<u8>);
+
+/// An owned first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// The lease that it was delivered to.
+    pub lease: u32,
+    /// 6, 17, or 1 for the ICMP of both versions.
+    pub protocol: u8,
+    /// Its destination port or identifier.
+    pub local: u16,
+    /// Its source port; 0 for ICMP.
+    pub remote: u16,
+}
 
 /// Verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +117,10 @@ pub struct Oracle {
     pub local: HashSet<IpAddr>,
     /// Flows.
     pub flows: HashMap<FlowId, Flow>,
-    /// Owners of fragmented datagrams.
-    pub fragments: HashMap<Siblings, Owned>,
+    /// Peers that leases have sent to; with port 0 those known by address.
+    pub peers: HashSet<FlowId>,
+    /// Owned first fragments.
+    pub fragments: HashMap<Siblings, First>,
 }
 
 impl Oracle {
@@ -166,8 +185,25 @@ impl Oracle {
             Fault::CutShort => Reason::Malformed,
             Fault::TooManyHeaders => Reason::OtherProtocol,
         })?;
-        if let Piece::Later(id) = ip.piece {
-            return self.fragments.get(&siblings(&ip, id)).copied().ok_or(Reason::FragmentNotOwned);
+        match ip.piece {
+            // The lease of the first fragment, if it still owns the port.
+            Piece::Later(id) => {
+                let first = self.fragments.get(&siblings(&ip, id)).filter(|_| !ip.routed);
+                let owned = first.and_then(|first| {
+                    let owned = self.owner(first.protocol, ip.destination, first.local);
+                    let remote = SocketAddr::new(ip.source, first.remote);
+                    let local = SocketAddr::new(ip.destination, first.local);
+                    owned.filter(|owned| {
+                        owned.lease == first.lease && self.is_peer(owned, flow_of(owned, first.protocol, local, remote))
+                    })
+                });
+                return owned.ok_or(Reason::FragmentNotOwned);
+            }
+            // Of another datagram than an earlier one with the same identification.
+            Piece::First(id) => {
+                self.fragments.remove(&siblings(&ip, id));
+            }
+            Piece::Whole => {}
         }
         let (protocol, local, remote, last) = match ip.protocol {
             TCP | UDP => {
@@ -188,25 +224,20 @@ impl Oracle {
         let owned = owned.ok_or(Reason::NotOwned)?;
         // Minimum header length: 20 bytes for TCP (RFC 9293, section 3.1), 8 bytes for UDP (RFC 768).
         let last = last.ok_or(Reason::Malformed)?;
-        self.remember(&ip, owned);
-        let id = FlowId {
-            protocol,
-            local: SocketAddr::new(ip.destination, local),
-            remote: SocketAddr::new(ip.source, remote),
-        };
+        let (local_end, remote_end) = (SocketAddr::new(ip.destination, local), SocketAddr::new(ip.source, remote));
+        let id = flow_of(&owned, protocol, local_end, remote_end);
+        if !self.is_peer(&owned, id) {
+            return Err(Reason::NotPeer);
+        }
+        if let Piece::First(id) = ip.piece {
+            // Later fragments follow, except those of an ICMP error: see `Reason::FragmentNotOwned`.
+            self.fragments.insert(siblings(&ip, id), First { lease: owned.lease, protocol, local, remote });
+        }
         let flow = self.flows.entry(id).or_default();
         flow.rx = (flow.rx.0 + 1, flow.rx.1 + length as u64);
         flow.last = last;
         *touched = Some(id);
         Ok(owned)
-    }
-
-    /// Later fragments are delivered to the owner of the first, except for an ICMP error: see
-    /// `Reason::FragmentNotOwned`.
-    fn remember(&mut self, ip: &Ip<'_>, owned: Owned) {
-        if let Piece::First(id) = ip.piece {
-            self.fragments.insert(siblings(ip, id), owned);
-        }
     }
 
     /// The owner of the packet that an ICMP error quotes.
@@ -215,13 +246,31 @@ impl Oracle {
         if let Piece::Later(_) = ip.piece {
             return None;
         }
-        match ip.protocol {
-            TCP | UDP => self.owner(ip.protocol, ip.source, read::ports(ip.rest)?.0),
+        let (protocol, local, remote) = match ip.protocol {
+            TCP | UDP => {
+                let (source, destination) = read::ports(ip.rest)?;
+                (ip.protocol, source, destination)
+            }
             protocol if is_icmp(protocol, &ip) => match read::icmp(ip.rest, v6)? {
-                Icmp::Query(id) => self.owner(ICMP, ip.source, id),
-                _ => None,
+                Icmp::Query(id) => (ICMP, id, 0),
+                _ => return None,
             },
-            _ => None,
+            _ => return None,
+        };
+        let owned = self.owner(protocol, ip.source, local)?;
+        let (local, remote) = (SocketAddr::new(ip.source, local), SocketAddr::new(ip.destination, remote));
+        self.is_peer(&owned, flow_of(&owned, protocol, local, remote)).then_some(owned)
+    }
+
+    /// Whether the owner gets packets of this flow's peer.
+    fn is_peer(&self, owned: &Owned, id: FlowId) -> bool {
+        match owned.peers {
+            Peers::Any => true,
+            Peers::Flow => self.peers.contains(&id),
+            Peers::Address => {
+                let remote = SocketAddr::new(id.remote.ip(), 0);
+                self.peers.contains(&FlowId { remote, ..id })
+            }
         }
     }
 
@@ -243,7 +292,9 @@ impl Oracle {
             _ => None,
         };
         let Some((id, [suppressed, allowed, not_owned])) = answer else { return otherwise };
-        match self.owner(id.protocol, id.local.ip(), id.local.port()) {
+        let owned = self.owner(id.protocol, id.local.ip(), id.local.port());
+        let id = owned.map_or(id, |owned| FlowId { lease: owned.lease, ..id });
+        match owned.filter(|owned| self.is_peer(owned, id)) {
             Some(owned) if owned.suppress => {
                 self.flows.entry(id).or_default().suppressed += 1;
                 *touched = Some(id);
@@ -265,14 +316,9 @@ impl Oracle {
             _ => None,
         };
         let Some((protocol, local, remote)) = ends else { return };
-        if self.owner(protocol, ip.source, local).is_none() {
-            return;
-        }
-        let id = FlowId {
-            protocol,
-            local: SocketAddr::new(ip.source, local),
-            remote: SocketAddr::new(ip.destination, remote),
-        };
+        let Some(owned) = self.owner(protocol, ip.source, local) else { return };
+        let (local, remote) = (SocketAddr::new(ip.source, local), SocketAddr::new(ip.destination, remote));
+        let id = flow_of(&owned, protocol, local, remote);
         let flow = self.flows.entry(id).or_default();
         flow.tx = (flow.tx.0 + 1, flow.tx.1 + length as u64);
         *touched = Some(id);
@@ -283,6 +329,7 @@ impl Oracle {
         let (_, _, flags) = last(ip)?;
         let (source, destination) = read::ports(ip.rest)?;
         let id = FlowId {
+            lease: 0,
             protocol: TCP,
             local: SocketAddr::new(ip.source, source),
             remote: SocketAddr::new(ip.destination, destination),
@@ -300,12 +347,17 @@ impl Oracle {
         }
         let (source, destination) = read::ports(quoted.rest)?;
         let id = FlowId {
+            lease: 0,
             protocol: UDP,
             local: SocketAddr::new(quoted.destination, destination),
             remote: SocketAddr::new(quoted.source, source),
         };
         Some((id, [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned]))
     }
+}
+
+fn flow_of(owned: &Owned, protocol: u8, local: SocketAddr, remote: SocketAddr) -> FlowId {
+    FlowId { lease: owned.lease, protocol, local, remote }
 }
 
 fn siblings(ip: &Ip<'_>, id: u32) -> Siblings {

@@ -1,9 +1,11 @@
 //! Random owners, and the addresses and ports of packets: few, so that packets hit owned ports often.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use crafter::datapath::peers::Peers;
 
 use super::Rng;
-use crate::oracle::{Oracle, Owned};
+use crate::oracle::{FlowId, Oracle, Owned};
 
 /// Protocols whose ports or identifiers can be owned.
 pub const PROTOCOLS: [u8; 3] = [6, 17, 1];
@@ -51,6 +53,8 @@ pub type Holding = (u8, Option<IpAddr>, u16, Owned);
 pub struct World {
     /// Owned ports.
     pub holdings: Vec<Holding>,
+    /// Peers that leases have sent to.
+    pub peers: Vec<FlowId>,
     /// Addresses by IP version.
     pub addresses: [Vec<IpAddr>; 2],
     /// Ports and identifiers.
@@ -61,9 +65,12 @@ impl World {
     /// Random owners for about a third of the ports.
     pub fn new(rng: &mut Rng) -> Self {
         let addresses = ADDRESSES.map(|all| all.iter().map(|text| text.parse().expect("an address")).collect());
-        let mut world = Self { holdings: Vec::new(), addresses, ports: PORTS.to_vec() };
+        let mut world = Self { holdings: Vec::new(), peers: Vec::new(), addresses, ports: PORTS.to_vec() };
         for _ in 0..2 {
-            world.ports.push(rng.bits() as u16);
+            let port = rng.bits() as u16;
+            if !world.ports.contains(&port) {
+                world.ports.push(port);
+            }
         }
         let ownable: Vec<IpAddr> = world.addresses.iter().flat_map(|all| all[..OWNABLE].to_vec()).collect();
         let mut lease = 0;
@@ -79,11 +86,35 @@ impl World {
                 for place in places {
                     lease += 1;
                     let (observe, suppress, report) = (rng.chance(25), rng.chance(75), rng.chance(30));
-                    world.holdings.push((protocol, place, port, Owned { lease, observe, suppress, report }));
+                    let peers = rng.pick(&[Peers::Any, Peers::Any, Peers::Flow, Peers::Address]);
+                    let owned = Owned { lease, observe, suppress, report, peers };
+                    world.holdings.push((protocol, place, port, owned));
+                    world.add_peers(rng, &(protocol, place, port, owned));
                 }
             }
         }
         world
+    }
+
+    /// Some of the peers that packets come from, for an owner that receives those of known peers only.
+    fn add_peers(&mut self, rng: &mut Rng, (protocol, place, port, owned): &Holding) {
+        for version in 0..2 {
+            let local = place.map_or_else(|| self.addresses[version][..LOCAL].to_vec(), |address| vec![address]);
+            let local = local.into_iter().filter(|address| address.is_ipv6() == (version == 1));
+            for (local, remote) in local.flat_map(|local| {
+                self.addresses[version][OWNABLE..OWNABLE + 2].iter().map(move |remote| (local, *remote))
+            }) {
+                let ports: &[u16] = if owned.peers == Peers::Flow && *protocol != 1 { &self.ports } else { &[0] };
+                let known = ports.iter().filter(|_| owned.peers != Peers::Any && rng.chance(50));
+                let peer = |remote_port: &u16| FlowId {
+                    lease: owned.lease,
+                    protocol: *protocol,
+                    local: SocketAddr::new(local, *port),
+                    remote: SocketAddr::new(remote, *remote_port),
+                };
+                self.peers.extend(known.map(peer));
+            }
+        }
     }
 
     /// The local addresses.
@@ -94,6 +125,7 @@ impl World {
     /// Copies the owners into the oracle.
     pub fn copy_to(&self, oracle: &mut Oracle) {
         oracle.local = self.local().into_iter().collect();
+        oracle.peers = self.peers.iter().copied().collect();
         oracle.owned =
             self.holdings.iter().map(|&(protocol, place, port, owned)| ((protocol, place, port), owned)).collect();
     }

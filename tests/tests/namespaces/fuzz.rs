@@ -367,6 +367,7 @@ fn policy() {
                     address: None,
                     ports: 1024..=2000,
                     raw_ethernet: seed % 3 == 0,
+                    peers: None,
                     observe: false,
                 };
                 let mut usage = Usage::default();

@@ -18,6 +18,7 @@
 //! | `memory_limit` | too little memory: it fails or is killed, and leaves nothing; ignored, needs a cgroup |
 //! | `coexistence` | other programs that hold ports or hooks, and other instances of crafter |
 //! | `oracle` | random packets through the kernel half and through a model of it: no difference |
+//! | `ownership` | a lease takes its own packets; those of others reach them |
 //! | `scapy_service` | Scapy as user `nobody` through the service |
 //! | `service_clsact` | the service on a kernel without tcx: filters that outlive their owner are removed |
 //! | `service_faults` | the service: hostile clients, SIGKILL, invalid policies, removed interfaces |
@@ -45,6 +46,7 @@ mod kernel_age;
 mod memory_limit;
 
 mod oracle;
+mod ownership;
 mod scapy_service;
 mod scripted;
 mod service_clsact;

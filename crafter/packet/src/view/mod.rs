@@ -156,7 +156,8 @@ pub fn icmp_query(ip: &[u8]) -> Option<SocketAddr> {
     let (address, id) = match parse::icmp(bytes, net)? {
         Icmp::Reply { id } if net.left == 0 => (net.end(net.addresses(bytes)?.1)?, id),
         Icmp::Error { .. } => {
-            let (quoted, _, id) = parse::quoted_sender(bytes, net).filter(|&(_, protocol, _)| protocol == ip::ICMP)?;
+            let (quoted, _, [id, _]) =
+                parse::quoted_sender(bytes, net).filter(|&(_, protocol, _)| protocol == ip::ICMP)?;
             (quoted.end(quoted.addresses(bytes)?.0)?, id)
         }
         Icmp::Reply { .. } | Icmp::Query { .. } | Icmp::Other => return None,

@@ -23,7 +23,7 @@ Shows the user and groups by which the service knows this process, the rule of i
 applies, and how much of the rule's limits is in use.
 --json: the reply of method Policy of org.crafter.v1: user, groups, rule (null if no rule names
 this user, else number, refuse, protocols, packets_per_second, burst, max_leases, max_ports,
-max_flows, max_interfaces, raw_ethernet, foreign_sources, observe, multicast, broadcast, text; a
+max_flows, max_interfaces, raw_ethernet, foreign_sources, peers, observe, multicast, broadcast, text; a
 limit of null means unlimited), leases, ports, flows, interfaces.
 Exit code 0: the rule allows something; 4: nothing is allowed; 1: the service does not answer.
 
@@ -127,6 +127,8 @@ fn grants(rule: &Rule) -> String {
     let more = [
         (rule.raw_ethernet, "Ethernet frames"),
         (rule.foreign_sources, "foreign source addresses"),
+        (rule.peers == "address", "packets of known addresses"),
+        (rule.peers == "any", "packets of all peers"),
         (rule.observe, "observing"),
         (rule.multicast, "multicast"),
         (rule.broadcast, "broadcast"),

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap as StdHashMap,
     fs,
+    net::Ipv4Addr,
     os::{fd::RawFd, unix::fs::MetadataExt as _},
     sync::{Arc, Mutex, Weak},
 };
@@ -14,6 +15,7 @@ use aya::{
 use crafter_common::{
     ANY, Address, UDP,
     attached::Attached,
+    flow::{FlowKey, Peer},
     map,
     port::{FILTER_WORDS, FilterWord, OwnedKey, OwnedPort, filter_position, held_position},
     reason::REASONS,
@@ -24,11 +26,18 @@ use crate::{
     datapath::{
         failure::{bpf_error, os_error},
         lock,
-        maps::{Counters, read_counters},
+        maps::{Counters, from_map, read_counters},
         program::LoadOptions,
     },
     error::{Error, Result},
+    packet::Transport,
 };
+
+/// Inserts, and fails if the key exists (linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
+
+/// The address on which a port is owned, and the lease that owns it.
+type PortOwner = (Address, u32);
 
 /// The slot of one interface in a load. Dropping it removes all its entries from the maps.
 pub(in crate::datapath) struct Slot {
@@ -37,8 +46,8 @@ pub(in crate::datapath) struct Slot {
     /// Number of the attachment, unique within this load.
     pub(in crate::datapath) link: u32,
     ring_bytes: u32,
-    /// Addresses on which a port of a transport protocol is owned: [`ANY`] and particular ones.
-    ports: Mutex<StdHashMap<(u8, u16), Vec<Address>>>,
+    /// Addresses on which a port of a transport protocol is owned, [`ANY`] and particular ones, each with its lease.
+    ports: Mutex<StdHashMap<(u8, u16), Vec<PortOwner>>>,
 }
 
 impl Slot {
@@ -158,16 +167,29 @@ impl Slot {
     /// Adds an owned port on `address`: first the entry, then the filter bit that makes the programs look it up.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the map is full.
-    pub(in crate::datapath) fn own(&self, protocol: u8, address: Address, port: u16, value: OwnedPort) -> Result<()> {
+    /// [`Error::PortTaken`] if it is owned already; [`Error::Invalid`] when the map is full.
+    pub(in crate::datapath) fn own(
+        &self,
+        transport: Transport,
+        address: Address,
+        port: u16,
+        value: OwnedPort,
+    ) -> Result<()> {
+        let protocol = transport.number();
         let is_held = protocol == UDP && address == ANY;
         if is_held {
             self.programs.attach_lookup();
         }
         let (mut maps, mut ports) = (lock(&self.programs.maps), lock(&self.ports));
-        maps.owned.insert(self.key(protocol, address, port), value, 0).map_err(|e| match os_error(&e) {
+        let listed = maps.owned.insert(self.key(protocol, address, port), value, BPF_NOEXIST);
+        listed.map_err(|e| match os_error(&e).and_then(|error| error.raw_os_error()) {
+            Some(libc::EEXIST) => {
+                let holder = Some("another lease of this process".to_owned());
+                let address = if address == ANY { Ipv4Addr::UNSPECIFIED.into() } else { from_map(address) };
+                Error::PortTaken { protocol: transport.name(), address, port, holder }
+            }
             // htab_map_alloc_elem() has none left.
-            Some(error) if error.raw_os_error() == Some(libc::E2BIG) => {
+            Some(libc::E2BIG) => {
                 let count: usize = ports.values().map(Vec::len).sum();
                 let reason = "are owned on this interface, and the map has no room for more; release some first";
                 Error::invalid("port", format_args!("{count} {reason}"))
@@ -175,23 +197,21 @@ impl Slot {
             _ => bpf_error("own a port", &e),
         })?;
         let addresses = ports.entry((protocol, port)).or_default();
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
+        addresses.push((address, value.lease));
         if is_held {
             self.set_held(&mut maps, port, true)?;
         }
         self.set_filter(&mut maps, protocol, port, addresses)
     }
 
-    /// Gives a port back: the filter bit first.
+    /// Gives a port of a lease back: the filter bit first. Does nothing where another lease owns it.
     ///
     /// # Errors
     /// [`Error::Bpf`] if the kernel refuses.
-    pub(in crate::datapath) fn disown(&self, protocol: u8, address: Address, port: u16) -> Result<()> {
+    pub(in crate::datapath) fn disown(&self, lease: u32, protocol: u8, address: Address, port: u16) -> Result<()> {
         let (mut maps, mut ports) = (lock(&self.programs.maps), lock(&self.ports));
         let Some(addresses) = ports.get_mut(&(protocol, port)) else { return Ok(()) };
-        let Some(at) = addresses.iter().position(|other| *other == address) else { return Ok(()) };
+        let Some(at) = addresses.iter().position(|other| *other == (address, lease)) else { return Ok(()) };
         addresses.swap_remove(at);
         if protocol == UDP && address == ANY {
             // The next socket on the port must receive its datagrams.
@@ -204,17 +224,44 @@ impl Slot {
         maps.owned.remove(&self.key(protocol, address, port)).map_err(|e| bpf_error("give a port back", &e))
     }
 
+    /// Adds a peer of a lease.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the map is full.
+    pub(in crate::datapath) fn add_peer(&self, key: &FlowKey) -> Result<()> {
+        lock(&self.programs.peers).insert(key, Peer::default(), 0).map_err(|e| {
+            match os_error(&e).and_then(|error| error.raw_os_error()) {
+                Some(libc::E2BIG) => {
+                    let reason = "the map of all leases' peers has no room for more; wait until others are silent";
+                    Error::invalid("peer", reason)
+                }
+                _ => bpf_error("add a peer of a lease", &e),
+            }
+        })
+    }
+
+    /// Removes a peer of a lease.
+    pub(in crate::datapath) fn remove_peer(&self, key: &FlowKey) {
+        // Fails only if there is no such entry.
+        let _ = lock(&self.programs.peers).remove(key);
+    }
+
+    /// When the latest packet of a peer was received; 0: none was.
+    pub(in crate::datapath) fn heard(&self, key: &FlowKey) -> u64 {
+        lock(&self.programs.peers).get(key, 0).map_or(0, |peer| peer.heard)
+    }
+
     fn key(&self, protocol: u8, address: Address, port: u16) -> OwnedKey {
         OwnedKey { link: self.link, address, port: port.to_be_bytes(), protocol, pad: 0 }
     }
 
-    fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[Address]) -> Result<()> {
+    fn set_filter(&self, maps: &mut Maps, protocol: u8, port: u16, addresses: &[PortOwner]) -> Result<()> {
         let (index, bit) = filter_position(protocol, port);
         let index = self.number * FILTER_WORDS + index;
         let with = |word: u64, is_set: bool| if is_set { word | bit } else { word & !bit };
         let change = |word: FilterWord| FilterWord {
-            exact: with(word.exact, addresses.iter().any(|address| *address != ANY)),
-            any: with(word.any, addresses.contains(&ANY)),
+            exact: with(word.exact, addresses.iter().any(|(address, _)| *address != ANY)),
+            any: with(word.any, addresses.iter().any(|(address, _)| *address == ANY)),
         };
         maps.filter.change(index, change).map_err(|e| bpf_error("write the port filter", &e))
     }
@@ -252,10 +299,10 @@ impl Drop for Slot {
             // The kernel refuses none of these requests. An entry that remained would never be looked up again, since
             // its attachment number is not reused.
             let _ = self.set_filter(maps, protocol, port, &[]);
-            if protocol == UDP && addresses.contains(&ANY) {
+            if protocol == UDP && addresses.iter().any(|(address, _)| *address == ANY) {
                 let _ = self.set_held(maps, port, false);
             }
-            for address in addresses {
+            for (address, _) in addresses {
                 let _ = maps.owned.remove(&self.key(protocol, address, port));
             }
         }

@@ -39,7 +39,8 @@ pub(super) struct Held {
 impl Binder {
     /// `ifindex` gives IPv6 link-local addresses their scope.
     pub(super) fn new(transport: Transport, address: IpAddr, ifindex: u32) -> Self {
-        Self { transport, address, ifindex, has_ipv6: true, unbound: None, discard: None }
+        // A mapped address is an IPv4 address, and conflicts with its sockets.
+        Self { transport, address: address.to_canonical(), ifindex, has_ipv6: true, unbound: None, discard: None }
     }
 
     /// Holds a port.

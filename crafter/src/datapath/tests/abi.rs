@@ -6,9 +6,9 @@ use aya_obj::{Map, Object};
 use crafter_common::{
     Address,
     attached::{Attached, SLOTS},
-    flow::{FlowKey, FlowValue, FragmentKey},
+    flow::{FirstFragment, FlowKey, FlowValue, FragmentKey, Peer},
     map,
-    port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS},
+    port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, PEER_ADDRESS, PEERS, REPORT, SUPPRESS},
     reason::Reason,
     reply::{CLASSES, ReplyHeader},
     share::Share,
@@ -64,7 +64,7 @@ fn layout() -> String {
     describe!(text, OwnedKey { link, address, port, protocol, pad });
     describe!(text, OwnedPort { lease, flags });
     describe!(text, FilterWord { exact, any });
-    describe!(text, FlowKey { link, local, remote, local_port, remote_port, protocol });
+    describe!(text, FlowKey { link, lease, local, remote, local_port, remote_port, protocol });
     describe!(
         text,
         FlowValue {
@@ -81,13 +81,16 @@ fn layout() -> String {
             pad
         }
     );
+    describe!(text, Peer { heard });
     describe!(text, FragmentKey { link, source, destination, identification, protocol });
+    describe!(text, FirstFragment { since, lease, local_port, remote_port, protocol, pad });
     describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
     describe!(text, Share { taken, released, lost, user });
     describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });
     let _ = writeln!(text, "address: {} bytes", size_of::<Address>());
     let _ = writeln!(text, "slots: {SLOTS}; words of the filter: {FILTER_WORDS}; records: {CLASSES:?} bytes");
-    let _ = writeln!(text, "flags of a port: observe {OBSERVE}, suppress {SUPPRESS}, report {REPORT}");
+    let flags = format!("observe {OBSERVE}, suppress {SUPPRESS}, report {REPORT}, peers {PEERS}");
+    let _ = writeln!(text, "flags of a port: {flags}, by address {PEER_ADDRESS}");
     for reason in Reason::ALL {
         let _ = writeln!(text, "reason {}: {}", reason as u32, reason.name());
     }

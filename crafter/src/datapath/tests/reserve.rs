@@ -235,7 +235,7 @@ fn kernel_answers_for_reserved_ports_are_unchanged() {
                     let refused = answer(transport, SocketAddr::new(ip(to), PORT));
                     assert_eq!(refused, ErrorKind::ConnectionRefused, "{transport} {address}, over lo to {to}");
                 }
-                maps.disown(transport, ip(address), PORT).unwrap();
+                maps.disown(1, transport, ip(address), PORT).unwrap();
                 drop(held);
             }
         }

@@ -46,7 +46,7 @@ fn interfaces_share_programs_and_own_ports_apart() {
         lo_maps.own(2, Transport::Tcp, ip(HERE[0]), 80, Terms::default()).unwrap();
         assert_eq!(verdict(&lo), XDP_DROP, "owned");
         assert_eq!(ring.drain(|_, _| {}), 1);
-        here_maps.disown(Transport::Tcp, ip(HERE[0]), 80).unwrap();
+        here_maps.disown(1, Transport::Tcp, ip(HERE[0]), 80).unwrap();
         assert_eq!(verdict(&lo), XDP_DROP, "owned, though no longer on another interface");
         assert_eq!((here_maps.flows().len(), lo_maps.flows().len()), (0, 1));
         assert_eq!(here_maps.counters().unwrap().ingress(), 0);

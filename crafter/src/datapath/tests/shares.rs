@@ -102,7 +102,7 @@ fn large_packets_count_by_their_size() {
 fn packets_of_an_ended_lease_do_not_count_for_a_later_one() {
     let (kernel, mut maps, mut ring) = loaded();
     receive(&kernel, Hook::Xdp, PORTS[0], 10, 2 * CAPACITY);
-    maps.disown(Transport::Udp, ip(HERE[0]), PORTS[0]).unwrap();
+    maps.disown(PORTS[0].into(), Transport::Udp, ip(HERE[0]), PORTS[0]).unwrap();
     maps.end(PORTS[0].into());
     maps.own(9, Transport::Udp, ip(HERE[0]), PORTS[0], terms(71_009)).unwrap();
     assert_eq!(maps.lost(9), 0, "a new lease begins with no losses");

@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     os::fd::OwnedFd,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -13,6 +13,8 @@ use super::{ANY, Lease, LeaseInner, LeaseRequest, PORTS_AT_ONCE, PortChoice};
 use crate::{
     datapath::{
         address::local_addresses,
+        maps::Terms,
+        peers::Exchanges,
         reserve::{self, Acquisition, DYNAMIC, Reservation},
     },
     driver::{core::LeaseHandles, entry::Ports, service, shared::Shared},
@@ -47,6 +49,7 @@ impl Lease {
         request: LeaseRequest,
         gathering: Option<Arc<Notify>>,
     ) -> Result<Self> {
+        let request = canonical(request);
         check_address(shared, request.address).await?;
         let acquired = match shared.control() {
             Some(control) => from_service(&control, shared, &request).await?,
@@ -62,6 +65,7 @@ impl Lease {
         reservations: Vec<Reservation>,
         gathering: Arc<Notify>,
     ) -> Result<Self> {
+        let request = canonical(request);
         check_address(shared, request.address).await?;
         publish(shared, &request, AcquiredPorts::reserved(&request, reservations), Some(gathering)).await
     }
@@ -72,6 +76,12 @@ impl AcquiredPorts {
         let ports = reservations.iter().map(Reservation::port).collect();
         Self { address: request.address, ports, claim: PortClaim::Reservations(reservations) }
     }
+}
+
+/// The same request with one form for each address: an IPv4-mapped address is an IPv4 address.
+fn canonical(request: LeaseRequest) -> LeaseRequest {
+    let address = request.address.map(|address| address.to_canonical());
+    LeaseRequest { address: address.filter(|address| !address.is_unspecified()), ..request }
 }
 
 /// Checks that the address is this host's.
@@ -159,7 +169,8 @@ async fn publish(
     acquired: AcquiredPorts,
     gathering: Option<Arc<Notify>>,
 ) -> Result<Lease> {
-    let (transport, terms) = (request.transport, request.terms);
+    let peers = request.peers.unwrap_or(request.terms.peers);
+    let (transport, terms) = (request.transport, Terms { peers, ..request.terms });
     let AcquiredPorts { address, ports, claim } = acquired;
     let gathered = gathering.is_some();
     let arrived = gathering.unwrap_or_default();
@@ -184,7 +195,9 @@ async fn publish(
     };
     // Dropping it returns the ports, also after an error.
     let closes_here = AtomicBool::new(false);
-    let inner = LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived, closes_here };
+    let exchanges = Mutex::new(Exchanges::new(shared.lock().backend.peers(id, terms.peers)));
+    let inner =
+        LeaseInner { shared: shared.clone(), id, transport, address, terms, ports, arrived, closes_here, exchanges };
     let mut parts = inner.ports.chunks(PORTS_AT_ONCE).peekable();
     while let Some(ports) = parts.next() {
         shared.lock().own(id, &inner.part(ports), terms)?;
@@ -197,7 +210,7 @@ async fn publish(
 
 /// The call that leases the ports from the service.
 fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
-    let LeaseRequest { transport, address, port, terms, coalesce } = request;
+    let LeaseRequest { transport, address, port, terms, coalesce, peers } = request;
     let (first, last) = match port {
         PortChoice::Free | PortChoice::FreeRange(_) => (None, None),
         PortChoice::Exact(port) => (Some(*port), None),
@@ -214,6 +227,7 @@ fn call_for(interface: &str, request: &LeaseRequest) -> LeaseCall {
         suppress: Some(terms.suppress),
         report: Some(terms.report),
         coalesce: coalesce.then_some(true),
+        peers: peers.map(|peers| peers.name().to_owned()),
         ..LeaseCall::default()
     }
 }

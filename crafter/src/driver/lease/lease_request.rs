@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
-use crate::{datapath::maps::Terms, packet::Transport};
+use crate::{
+    datapath::{maps::Terms, peers::Peers},
+    packet::Transport,
+};
 
 /// Which ports to lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +34,15 @@ pub struct LeaseRequest {
     /// Through the service: consecutive segments of a TCP flow may be delivered as one of up to 64 KiB, as by the
     /// kernel's GRO. For streams, which use only the bytes.
     pub coalesce: bool,
+    /// Whose packets the lease receives. `None`: through the service, what the policy allows; in process,
+    /// [`Peers::Any`].
+    pub peers: Option<Peers>,
 }
 
 impl LeaseRequest {
     /// Leases a free port on any address, with the default terms.
     pub fn new(transport: Transport) -> Self {
-        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default(), coalesce: false }
+        Self { transport, address: None, port: PortChoice::Free, terms: Terms::default(), coalesce: false, peers: None }
     }
 
     /// Leases a free TCP port.
@@ -76,6 +82,12 @@ impl LeaseRequest {
     #[must_use]
     pub fn coalesce(self, coalesce: bool) -> Self {
         Self { coalesce, ..self }
+    }
+
+    /// Whose packets the lease receives; see [`LeaseRequest::peers`](field@LeaseRequest::peers).
+    #[must_use]
+    pub fn peers(self, peers: Peers) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// Whether the kernel sees the replies too.

@@ -49,6 +49,8 @@ calls! {
         report: Option<bool>,
         /// Consecutive segments of a TCP flow are merged.
         coalesce: Option<bool>,
+        /// Whose packets the lease receives: `flow`, `address` or `any`; `None`: as many as the policy allows.
+        peers: Option<String>,
     }
     /// `Observe`
     ObserveCall {

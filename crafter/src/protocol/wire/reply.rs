@@ -99,6 +99,8 @@ wire! {
         raw_ethernet: bool,
         /// Whether some foreign source addresses are allowed.
         foreign_sources: bool,
+        /// Whose packets a lease receives at most: `flow`, `address` or `any`.
+        peers: String,
         /// Whether packets of others may be captured.
         observe: bool,
         /// Whether multicast destinations are allowed.

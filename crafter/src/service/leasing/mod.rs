@@ -40,7 +40,7 @@ use super::{
 use crate::{
     Error, Lease, Result,
     capture::Direction,
-    datapath::{maps::Terms, route, tap::Tap},
+    datapath::{maps::Terms, peers::Exchanges, route, tap::Tap},
     policy::{Decision, RequestedLease},
     protocol::wire::{Fault, LeaseCall, Leased, ObserveCall, Observing},
 };
@@ -139,7 +139,8 @@ fn publish(
         total: caller.total.clone(),
     };
     let listed = lease.as_ref().map(Lease::id);
-    let served = ServedLease::new(terms, guard, lease, service.peer_socket(ours, caller), charge)?;
+    let exchanges = lease.as_ref().map_or_else(|| Exchanges::new(None), |lease| Exchanges::new(lease.peers()));
+    let served = ServedLease::new(terms, guard, (lease, exchanges), service.peer_socket(ours, caller), charge)?;
     let attachment = &served.attachment;
     if let Some(listed) = listed {
         let lease = served.clone();
@@ -220,6 +221,7 @@ async fn try_observe(
         address: None,
         ports: 0..=0,
         raw_ethernet: false,
+        peers: None,
         observe: true,
     };
     let policy = service.policy();
@@ -250,7 +252,8 @@ async fn try_observe(
         total: caller.total.clone(),
     };
     let index = attachment.interface().ifindex;
-    let lease = ServedLease::new(terms, guard, None, service.peer_socket(ours, caller), charge)?;
+    let lease =
+        ServedLease::new(terms, guard, (None, Exchanges::new(None)), service.peer_socket(ours, caller), charge)?;
     service.begin(lease.clone());
     spawn_local(observe::run(service.clone(), lease, tap, direction == Some(Direction::Out)));
     Ok((Observing { lease: number, socket: 0, interface: requested.interface, index, link_type }, theirs))

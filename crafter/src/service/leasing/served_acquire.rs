@@ -115,8 +115,9 @@ pub(super) async fn acquire(
             transport,
             address: plan.address,
             port: PortChoice::Range(ports),
-            terms: Terms { user: account, ..kernel_terms(request) },
+            terms: Terms { user: account, peers: grant.peers(), ..kernel_terms(request) },
             coalesce: false,
+            peers: None,
         };
         let lease = crafter.lease_reserved(request, reserved, attachment.arrived.clone()).await?;
         Ok((lease, grant, charge.with(descriptors)))

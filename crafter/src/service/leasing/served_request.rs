@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, ops::RangeInclusive};
 
-use crate::{Error, Result, packet::Transport, policy::RequestedLease, protocol::wire::LeaseCall};
+use crate::{
+    Error, Result, datapath::peers::Peers, packet::Transport, policy::RequestedLease, protocol::wire::LeaseCall,
+};
 
 /// The parsed parameters of a `Lease` call.
 pub(super) struct ServedRequest {
@@ -17,6 +19,7 @@ pub(super) struct ServedRequest {
     pub(super) suppress: bool,
     pub(super) report: bool,
     pub(super) coalesce: bool,
+    pub(super) peers: Option<Peers>,
 }
 
 /// The requested ports.
@@ -83,6 +86,7 @@ impl ServedRequest {
             suppress: call.suppress.unwrap_or(true),
             report: call.report.unwrap_or(false),
             coalesce: call.coalesce.unwrap_or(false),
+            peers: call.peers.as_deref().map(str::parse).transpose()?,
         };
         if request.interface.is_none() && request.destination.is_none() {
             return Err(Error::invalid("interface", "name the interface or a destination"));
@@ -98,6 +102,7 @@ impl ServedRequest {
             address: self.address,
             ports,
             raw_ethernet: self.frames,
+            peers: self.peers,
             observe: false,
         }
     }

@@ -50,6 +50,7 @@ max_ports = "unlimited"
 max_flows = "unlimited"
 raw_ethernet = true
 foreign_sources = true
+peers = "any"
 observe = true
 multicast = true
 broadcast = true
@@ -60,6 +61,7 @@ protocols = ["tcp", "udp", "icmp"]
 ports = ["1024-65535"]
 allow = ["any"]
 max_leases = 8
+peers = "any"
 "#;
 
 /// A number from the environment, to run longer than usual.

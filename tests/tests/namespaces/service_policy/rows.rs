@@ -321,6 +321,13 @@ pub(crate) const ROWS: &[Row] = &[
         packets: none,
     },
     Row {
+        name: "peers",
+        verdict: "peers",
+        rules: ["peers = \"address\"", "peers = \"any\""],
+        leases: |n| vec![LeaseCall { peers: Some("any".to_owned()), ..ported("tcp", port(n)) }],
+        packets: none,
+    },
+    Row {
         name: "raw_ethernet",
         verdict: "raw-ethernet",
         rules: ["raw_ethernet = false", "raw_ethernet = true"],

@@ -1,7 +1,7 @@
 //! Branch coverage of the kernel half's bytecode by the rows and by random packets. An interpreter in user space counts
 //! the branches; its results must equal the kernel's.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crafter::datapath::program::{Hook, LoadOptions};
 use crafter_common::{DEFAULT_MARK, reason::Reason};
@@ -115,9 +115,7 @@ fn shortages(coverage: &mut Coverage, log: u8) {
             machine.clear_owners();
             for row in ingress_rows() {
                 let outcome = machine.run(hook, &row.frame, 0, conditions);
-                // Later fragments are delivered to the remembered owner.
-                let fragment = row.name.contains("its ") || row.name.contains("fragment");
-                assert!(fragment || outcome.action == number(hook, Action::Pass), "{}", row.name);
+                assert_eq!(outcome.action, number(hook, Action::Pass), "{}", row.name);
             }
             coverage.add(&machine);
         }
@@ -166,6 +164,41 @@ fn cut_rows(coverage: &mut Coverage) {
             coverage.add(&machine);
         }
     }
+}
+
+/// Later fragments long after their first, and after another lease has the port.
+fn late_fragments(coverage: &mut Coverage, log: u8) {
+    let bench = bench(&Bench::small(), false);
+    let mut machine = Machine::new(14, 1792, DEFAULT_MARK, log);
+    for hook in [Hook::Xdp, Hook::Ingress] {
+        for change in [None, Some(Duration::from_secs(29)), Some(Duration::from_secs(31))] {
+            machine.copy_maps(&bench.views());
+            let rows: Vec<Row> = ingress_rows().into_iter().filter(|row| row.name.starts_with("its ")).collect();
+            let firsts = ingress_rows().into_iter().filter(|row| row.name.starts_with("a first fragment"));
+            firsts.for_each(|row| drop(machine.run(hook, &row.frame, 0, Conditions::NORMAL)));
+            let action = match change {
+                Some(time) => {
+                    machine.advance(time);
+                    if time < Duration::from_secs(30) { Action::Drop } else { Action::Pass }
+                }
+                None => {
+                    let views = bench.views();
+                    let owners = views.owned.iter().map(|entry| entry.expect("an owned port"));
+                    let others = owners.map(|(key, mut value)| {
+                        value[3] ^= 1;
+                        (key, value)
+                    });
+                    machine.replace_owners(others);
+                    Action::Pass
+                }
+            };
+            for row in &rows {
+                let outcome = machine.run(hook, &row.frame, 0, Conditions::NORMAL);
+                assert_eq!(outcome.action, number(hook, action), "{} after {change:?}", row.name);
+            }
+        }
+    }
+    coverage.add(&machine);
 }
 
 /// Packets of every size class of the ring, received and sent, with and without room in the ring.
@@ -303,6 +336,7 @@ fn every_reachable_branch_is_taken() {
             rows(&mut coverage, log);
             shortages(&mut coverage, log);
             sizes(&mut coverage, log);
+            late_fragments(&mut coverage, log);
         }
         bare_rows(&mut coverage);
         cut_rows(&mut coverage);

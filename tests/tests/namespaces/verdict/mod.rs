@@ -2,6 +2,7 @@
 //! delivered packet, and the branch coverage of these rows.
 
 mod coverage;
+mod fragments;
 mod rows;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,8 +21,8 @@ use crafter_tests::{
     oracle::{Flow, FlowId},
 };
 use rows::{
-    BOTH, FREE, LOCAL, OBSERVED, ON_ANY, PEER, Row, SECOND, at, bench, datagram, egress_rows, ingress_rows, ip, owning,
-    reporting, segment, world,
+    BOTH, FREE, LOCAL, OBSERVED, ON_ANY, PEER, Row, SECOND, at, bench, datagram, egress_rows, flow_id, ingress_rows,
+    ip, owning, reporting, segment, world,
 };
 
 /// Runs `work` in a new namespace with its own `lo`.
@@ -145,7 +146,7 @@ fn counts(bench: &Bench) -> HashMap<FlowId, Flow> {
             "udp" => frame::UDP,
             _ => frame::ICMP,
         };
-        let id = FlowId { protocol, local: flow.local, remote: flow.remote };
+        let id = flow_id(protocol, flow.local, flow.remote);
         let counts = Flow {
             rx: (flow.rx_packets, flow.rx_bytes),
             tx: (flow.tx_packets, flow.tx_bytes),
@@ -298,10 +299,10 @@ fn disowned_port_is_not_delivered() {
         let rst = frame::framed(&Tcp::new(RST, 1, 0).ip(at(LOCAL[0], BOTH), at(PEER[0], 80)));
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::Observed);
         // The entry of this address is removed; the one of any address still applies.
-        bench.maps.disown(Transport::Tcp, ip(LOCAL[0]), BOTH).unwrap();
+        bench.maps.disown(BOTH.into(), Transport::Tcp, ip(LOCAL[0]), BOTH).unwrap();
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::Copied);
         assert_eq!(bench.run(Hook::Egress, &rst, 0).reason, Reason::RstSuppressed);
-        bench.maps.disown(Transport::Tcp, ANY, BOTH).unwrap();
+        bench.maps.disown(BOTH.into(), Transport::Tcp, ANY, BOTH).unwrap();
         // The entry of the other IP version must not apply to this one.
         assert_eq!(bench.run(Hook::Xdp, &frame, 0).reason, Reason::NotOwned);
         assert_eq!(bench.run(Hook::Egress, &rst, 0).reason, Reason::RstNotOwned);

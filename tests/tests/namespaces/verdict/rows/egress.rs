@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crafter_common::{DEFAULT_MARK, reason::Reason};
 use crafter_tests::{
     frame::{self, ACK, ICMP, MORE, RST, SYN, TCP, Tcp, UDP, V4},
-    oracle::{Flow, FlowId},
+    oracle::Flow,
 };
 
 use super::*;
@@ -28,13 +28,13 @@ impl Row {
     /// Expects that the flow between these ends counts a suppressed answer.
     fn suppressing(self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Self {
         let flow = Flow { suppressed: 1, ..Flow::default() };
-        Self { updates: Some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: Some((flow_id(protocol, local, remote), flow)), ..self }
     }
 
     /// Expects that the flow between these ends counts a crafted packet.
     fn counting(self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Self {
         let flow = Flow { tx: (1, (self.frame.len() - self.start) as u64), ..Flow::default() };
-        Self { updates: Some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: Some((flow_id(protocol, local, remote), flow)), ..self }
     }
 }
 
@@ -44,6 +44,7 @@ pub fn egress_rows() -> Vec<Row> {
         rst_rows(&mut rows, version);
         crafted_rows(&mut rows, version);
         unreachable_rows(&mut rows, version);
+        peer_rows(&mut rows, version);
     }
     wrapped_rows(&mut rows);
     rows.push(row("ARP", is(EgressOther), frame::ethernet(&[], 0x0806, &[0; 28])));
@@ -250,5 +251,29 @@ fn wrapped_rows(rows: &mut Vec<Row>) {
         let packet = frame::v6(local.ip(), peer.ip(), next, &bytes);
         let row = kernel(&format!("a RST after {count} extension headers"), reason, &packet);
         rows.push(if reason == RstSuppressed { row.suppressing(TCP, local, peer) } else { row });
+    }
+}
+
+/// The kernel's answers to peers that the lease has sent to are suppressed, those to others are not.
+fn peer_rows(rows: &mut Vec<Row>, version: usize) {
+    let local = |port| at(LOCAL[version], port);
+    for (port, to, is_peer) in [
+        (KNOWN, at(PEER[version], 80), true),
+        (KNOWN, at(PEER[version], 81), false),
+        (KNOWN, at(TRANSIT[version], 80), false),
+        (BY_ADDRESS, at(PEER[version], 80), true),
+        (BY_ADDRESS, at(PEER[version], 81), true),
+        (BY_ADDRESS, at(TRANSIT[version], 80), false),
+    ] {
+        let expect = |suppressed, not_owned| if is_peer { suppressed } else { not_owned };
+        let rst = Tcp::new(RST, 5, 6).ip(local(port), to);
+        let row = kernel(&format!("a RST to {to} from port {port}"), expect(RstSuppressed, RstNotOwned), &rst);
+        rows.push(if is_peer { row.suppressing(TCP, local(port), to) } else { row });
+        let datagram = frame::udp_ip(to, local(port), b"question");
+        let kind = [3, 1][version];
+        let error = frame::icmp(ip(LOCAL[version]), to.ip(), kind, [3, 4][version], &datagram);
+        let reason = expect(UnreachableSuppressed, UnreachableNotOwned);
+        let row = kernel(&format!("a port-unreachable to {to} from port {port}"), reason, &error);
+        rows.push(if is_peer { row.suppressing(UDP, local(port), to) } else { row });
     }
 }

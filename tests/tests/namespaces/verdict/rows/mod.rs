@@ -3,11 +3,15 @@
 mod egress;
 mod fragments;
 mod icmp;
+mod peers;
 mod transport;
 
 use std::net::{IpAddr, SocketAddr};
 
-use crafter::{datapath::program::LoadOptions, packet::Transport};
+use crafter::{
+    datapath::{maps::Terms, peers::Peers, program::LoadOptions},
+    packet::Transport,
+};
 use crafter_common::reason::Reason;
 use crafter_tests::{
     bench::{ANY, Bench, terms},
@@ -32,6 +36,9 @@ pub const BOTH: u16 = 1002;
 pub const OBSERVED: u16 = 1003;
 const ALLOWED: u16 = 1004;
 pub const FREE: u16 = 1005;
+/// On any address, for packets of peers that were sent to: known by address and port, or by address.
+pub const KNOWN: u16 = 1006;
+pub const BY_ADDRESS: u16 = 1007;
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -58,19 +65,26 @@ pub fn world(report: bool) -> World {
     let mut holdings = Vec::new();
     for protocol in [TCP, UDP, frame::ICMP] {
         let mut own = |place: Option<&str>, port: u16, observe, suppress| {
-            let owned = Owned { lease: u32::from(port), observe, suppress, report };
+            let peers = match port {
+                KNOWN => Peers::Flow,
+                BY_ADDRESS => Peers::Address,
+                _ => Peers::Any,
+            };
+            let owned = Owned { lease: u32::from(port), observe, suppress, report, peers };
             holdings.push((protocol, place.map(ip), port, owned));
         };
         own(None, ON_ANY, false, true);
         own(None, BOTH, false, true);
         own(None, OBSERVED, true, true);
         own(None, ALLOWED, false, false);
+        own(None, KNOWN, false, true);
+        own(None, BY_ADDRESS, false, true);
         for address in LOCAL {
             own(Some(address), EXACT, false, true);
             own(Some(address), BOTH, true, true);
         }
     }
-    World { holdings, addresses, ports: Vec::new() }
+    World { holdings, peers: peers::known(), addresses, ports: Vec::new() }
 }
 
 pub fn owning(mut bench: Bench, world: &World) -> Bench {
@@ -81,8 +95,10 @@ pub fn owning(mut bench: Bench, world: &World) -> Bench {
             UDP => Transport::Udp,
             _ => Transport::Icmp,
         };
-        bench.own(transport, place.unwrap_or(ANY), port, terms(owned.observe, owned.suppress));
+        let terms = Terms { peers: owned.peers, ..terms(owned.observe, owned.suppress) };
+        bench.own(transport, place.unwrap_or(ANY), port, terms);
     }
+    bench.views().set_peers(&world.peers);
     bench
 }
 
@@ -122,8 +138,13 @@ impl Row {
         let length = (self.frame.len() - self.start) as u64;
         let owned = matches!(self.expect, Consumed | Expect::Reason(Reason::Observed));
         let flow = Flow { rx: (1, length), last, ..Flow::default() };
-        Self { updates: owned.then_some((FlowId { protocol, local, remote }, flow)), ..self }
+        Self { updates: owned.then_some((flow_id(protocol, local, remote), flow)), ..self }
     }
+}
+
+/// A flow of the lease that owns the local port, which is also its number.
+pub fn flow_id(protocol: u8, local: SocketAddr, remote: SocketAddr) -> FlowId {
+    FlowId { lease: local.port().into(), protocol, local, remote }
 }
 
 fn row(name: impl Into<String>, expect: Expect, frame: Vec<u8>) -> Row {
@@ -187,6 +208,7 @@ pub fn ingress_rows() -> Vec<Row> {
         icmp::icmp_rows(&mut rows, version, local);
         icmp::query_rows(&mut rows, version, local);
         icmp::type_rows(&mut rows, version, local);
+        peers::ingress_rows(&mut rows, version);
     }
     transport::option_rows(&mut rows);
     transport::extension_rows(&mut rows);
