@@ -3,8 +3,8 @@
 //! kernel, user space does not take for a lease's. (Layers in Scapy's notation are dissected elsewhere: no decision
 //! depends on them.)
 //!
-//! Nothing is validated beyond what it takes to find the ports: a malformed segment to an owned port is its owner's to
-//! see. User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that
+//! Nothing is validated here beyond what it takes to find the ports: a malformed segment to an owned port is its
+//! owner's to see, unless the kernel would not take the packet at all ([`crate::accept`]). User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that
 //! is shorter; of fewer bytes, all functions here say the same or refuse.
 //!
 //! What readers may differ on, and what holds here:

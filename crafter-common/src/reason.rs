@@ -18,36 +18,44 @@ pub enum Reason {
     /// Ingress, passed: a later fragment whose first was not owned, was not seen before, or was an ICMP error
     /// (which nobody sends in fragments: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
     FragmentNotOwned = 5,
+    /// Ingress, passed: owned, but the frame is not for this interface: another destination address, TCP to a group
+    /// address, or a tag of another VLAN.
+    OtherLink = 6,
+    /// Ingress, passed: owned, but the kernel accepts no packet from this source: a multicast, broadcast, loopback or
+    /// mapped address, or an address of this host.
+    MartianSource = 7,
+    /// Ingress, passed: owned, but the IPv4 header has a wrong checksum, or no time to live.
+    InvalidHeader = 8,
     /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
-    Redirected = 6,
+    Redirected = 9,
     /// Ingress, consumed: copied into the ring buffer, then dropped.
-    Copied = 7,
+    Copied = 10,
     /// Ingress, passed: copied into the ring buffer in observe mode.
-    Observed = 8,
+    Observed = 11,
     /// Ingress, dropped: owned, but there was no room to deliver it.
-    DeliveryFull = 9,
+    DeliveryFull = 12,
     /// Ingress, passed: owned in observe mode, but there was no room for the copy.
-    ObserveFull = 10,
+    ObserveFull = 13,
     /// Egress, passed: neither a RST nor a port-unreachable.
-    EgressOther = 11,
+    EgressOther = 14,
     /// Egress, passed: crafted (it carries the mark).
-    Crafted = 12,
+    Crafted = 15,
     /// Egress, dropped: the kernel's RST from an owned port.
-    RstSuppressed = 13,
+    RstSuppressed = 16,
     /// Egress, passed: the kernel's RST from an owned port whose lease says `pass`.
-    RstAllowed = 14,
+    RstAllowed = 17,
     /// Egress, passed: the kernel's RST from a port that nobody owns.
-    RstNotOwned = 15,
+    RstNotOwned = 18,
     /// Egress, dropped: a port-unreachable quoting an owned UDP port.
-    UnreachableSuppressed = 16,
+    UnreachableSuppressed = 19,
     /// Egress, passed: a port-unreachable quoting an owned UDP port whose lease says `pass`.
-    UnreachableAllowed = 17,
+    UnreachableAllowed = 20,
     /// Egress, passed: a port-unreachable about a port that nobody owns.
-    UnreachableNotOwned = 18,
+    UnreachableNotOwned = 21,
 }
 
 /// Number of reasons, and of per-CPU counters.
-pub const REASONS: u32 = 19;
+pub const REASONS: u32 = 22;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
@@ -58,6 +66,9 @@ impl Reason {
         Self::NotOwned,
         Self::IcmpNotOwned,
         Self::FragmentNotOwned,
+        Self::OtherLink,
+        Self::MartianSource,
+        Self::InvalidHeader,
         Self::Redirected,
         Self::Copied,
         Self::Observed,
@@ -82,6 +93,9 @@ impl Reason {
             Self::NotOwned => "not_owned",
             Self::IcmpNotOwned => "icmp_not_owned",
             Self::FragmentNotOwned => "fragment_not_owned",
+            Self::OtherLink => "other_link",
+            Self::MartianSource => "martian_source",
+            Self::InvalidHeader => "invalid_header",
             Self::Redirected => "redirected",
             Self::Copied => "copied",
             Self::Observed => "observed",

@@ -1,7 +1,7 @@
 //! The verdict on outgoing packets: the kernel's RSTs and port-unreachables from owned ports are dropped.
 
 use crafter_common::{
-    ICMP, TCP, UDP,
+    ICMP, TCP, UDP, accept,
     flow::FlowKey,
     parse::{self, Fragment, Icmp, Network},
     port::{REPORT, SUPPRESS},
@@ -126,6 +126,8 @@ fn answer<P: Packet>(
     found: Option<(FlowKey, Owner)>,
     [suppressed, allowed, not_owned]: [Reason; 3],
 ) -> Reason {
+    // What the kernel answers in another VLAN is no answer to what the lease sent.
+    let found = if packet.is_tagged() || accept::other_vlan(packet, net.start) { None } else { found };
     match found {
         Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);

@@ -1,5 +1,6 @@
 //! The kernel side of crafter: programs, maps, sockets, routes, neighbours and reservations of ports.
 
+pub mod accepted;
 pub mod address;
 mod batch;
 mod clsact;

@@ -11,7 +11,10 @@ use std::{
 use super::entry::{Delivery, LeaseId, Ports};
 pub(crate) use crate::datapath::tx::{NoRoom, Transmitted, TxPacket};
 use crate::{
-    datapath::maps::{Counters, Flow, Terms},
+    datapath::{
+        interface::Interface,
+        maps::{Counters, Flow, Terms},
+    },
     error::{Error, Result},
     protocol::Control,
 };
@@ -60,6 +63,9 @@ pub(crate) trait Backend: Send {
 
     /// Changes the interface's MTU: bytes from the IP header on.
     fn set_mtu(&mut self, _mtu: u32) {}
+
+    /// Takes over what has changed of the interface apart from its MTU, such as its Ethernet address.
+    fn set_link(&mut self, _interface: &Interface) {}
 
     /// How long [`NoRoom::Refuse`] waits for room without any progress.
     fn set_patience(&mut self, patience: Duration);

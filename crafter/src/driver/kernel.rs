@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     datapath::{
+        accepted::Accepted,
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
         program::{Kernel, Mode, Report},
@@ -179,6 +180,13 @@ impl Backend for KernelBackend {
 
     fn set_mtu(&mut self, mtu: u32) {
         self.tx.set_mtu(mtu);
+    }
+
+    fn set_link(&mut self, interface: &Interface) {
+        // Fails only if the map is gone; the previous values remain in force then.
+        if let Err(e) = self.maps.set_accepted(&Accepted::by_kernel(interface)) {
+            log::warn!("{e}");
+        }
     }
 
     fn set_patience(&mut self, patience: Duration) {

@@ -11,6 +11,7 @@ use std::{
 use crafter::datapath::program::Hook;
 use crafter_common::reason::Reason;
 
+use crate::frame::STATION;
 use read::{Fault, Icmp, Ip, Piece};
 
 const TCP: u8 = 6;
@@ -167,7 +168,8 @@ impl Oracle {
             Fault::TooManyHeaders => Reason::OtherProtocol,
         })?;
         if let Piece::Later(id) = ip.piece {
-            return self.fragments.get(&siblings(&ip, id)).copied().ok_or(Reason::FragmentNotOwned);
+            let owned = self.fragments.get(&siblings(&ip, id)).copied().ok_or(Reason::FragmentNotOwned)?;
+            return self.accepts(frame, &ip).map(|()| owned);
         }
         let (protocol, local, remote, last) = match ip.protocol {
             TCP | UDP => {
@@ -178,7 +180,8 @@ impl Oracle {
                 None => return Err(Reason::Malformed),
                 Some(Icmp::Other | Icmp::Query(_)) => return Err(Reason::OtherProtocol),
                 Some(Icmp::Error { quoted, .. }) => {
-                    return self.sender_of_quoted(quoted, ip.source.is_ipv6()).ok_or(Reason::IcmpNotOwned);
+                    let owned = self.sender_of_quoted(quoted, ip.source.is_ipv6()).ok_or(Reason::IcmpNotOwned)?;
+                    return self.accepts(frame, &ip).map(|()| owned);
                 }
                 Some(Icmp::Reply(id)) => (ICMP, id, 0, Some((0, 0, 0))),
             },
@@ -186,6 +189,7 @@ impl Oracle {
         };
         let owned = if ip.routed { None } else { self.owner(protocol, ip.destination, local) };
         let owned = owned.ok_or(Reason::NotOwned)?;
+        self.accepts(frame, &ip)?;
         // Minimum header length: 20 bytes for TCP (RFC 9293, section 3.1), 8 bytes for UDP (RFC 768).
         let last = last.ok_or(Reason::Malformed)?;
         self.remember(&ip, owned);
@@ -199,6 +203,32 @@ impl Oracle {
         flow.last = last;
         *touched = Some(id);
         Ok(owned)
+    }
+
+    /// Whether the kernel of a host with the Ethernet address [`STATION`] takes the packet: its link, source and header.
+    fn accepts(&self, frame: &[u8], ip: &Ip<'_>) -> Result<(), Reason> {
+        if self.ethernet {
+            // IEEE 802.3 section 3.2.3: the first bit of an address tells a group. Linux takes no TCP in such frames.
+            let is_group = frame[0] % 2 == 1 && ip.protocol != TCP;
+            if in_vlan(frame) || (frame[..6] != STATION && !is_group) {
+                return Err(Reason::OtherLink);
+            }
+        }
+        let is_martian = match ip.source {
+            IpAddr::V4(v4) => {
+                v4.is_multicast()
+                    || v4.is_broadcast()
+                    || v4.is_loopback()
+                    || v4.is_unspecified()
+                    || self.local.contains(&ip.source)
+            }
+            IpAddr::V6(v6) => v6.is_multicast() || v6.is_loopback() || v6.to_ipv4_mapped().is_some(),
+        };
+        match (is_martian, ip.valid) {
+            (true, _) => Err(Reason::MartianSource),
+            (_, false) => Err(Reason::InvalidHeader),
+            _ => Ok(()),
+        }
     }
 
     /// Later fragments are delivered to the owner of the first, except for an ICMP error: see
@@ -243,7 +273,8 @@ impl Oracle {
             _ => None,
         };
         let Some((id, [suppressed, allowed, not_owned])) = answer else { return otherwise };
-        match self.owner(id.protocol, id.local.ip(), id.local.port()) {
+        let owner = self.owner(id.protocol, id.local.ip(), id.local.port());
+        match owner.filter(|_| !(self.ethernet && in_vlan(frame))) {
             Some(owned) if owned.suppress => {
                 self.flows.entry(id).or_default().suppressed += 1;
                 *touched = Some(id);
@@ -306,6 +337,12 @@ impl Oracle {
         };
         Some((id, [Reason::UnreachableSuppressed, Reason::UnreachableAllowed, Reason::UnreachableNotOwned]))
     }
+}
+
+/// Whether a VLAN tag of the frame has an identifier other than 0 (IEEE 802.1Q section 9.6: priority-tagged).
+fn in_vlan(frame: &[u8]) -> bool {
+    let tags = frame[12..].chunks(4).take_while(|tag| matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..]));
+    tags.into_iter().any(|tag| tag[2] % 16 != 0 || tag[3] != 0)
 }
 
 fn siblings(ip: &Ip<'_>, id: u32) -> Siblings {

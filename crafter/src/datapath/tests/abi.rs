@@ -5,7 +5,7 @@ use std::{any::type_name_of_val, env, fmt::Write as _, fs, mem::offset_of, path:
 use aya_obj::{Map, Object};
 use crafter_common::{
     Address,
-    attached::{Attached, SLOTS},
+    attached::{ACCEPT_LOCAL, Attached, CHECK_SOURCE, CHECK_STATION, ROUTE_LOCALNET, SLOTS},
     flow::{FlowKey, FlowValue, FragmentKey},
     map,
     port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, REPORT, SUPPRESS},
@@ -82,12 +82,17 @@ fn layout() -> String {
         }
     );
     describe!(text, FragmentKey { link, source, destination, identification, protocol });
-    describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
+    describe!(text, Attached { link, socket_frame, pools, frames, ring, checks, station });
     describe!(text, Share { taken, released, lost, user });
     describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });
     let _ = writeln!(text, "address: {} bytes", size_of::<Address>());
     let _ = writeln!(text, "slots: {SLOTS}; words of the filter: {FILTER_WORDS}; records: {CLASSES:?} bytes");
     let _ = writeln!(text, "flags of a port: observe {OBSERVE}, suppress {SUPPRESS}, report {REPORT}");
+    let _ = writeln!(
+        text,
+        "checks of an interface: station {CHECK_STATION}, source {CHECK_SOURCE}, accept_local {ACCEPT_LOCAL}, \
+         route_localnet {ROUTE_LOCALNET}"
+    );
     for reason in Reason::ALL {
         let _ = writeln!(text, "reason {}: {}", reason as u32, reason.name());
     }

@@ -4,8 +4,9 @@ use super::super::{
 };
 
 /// Instructions that the verifier of Linux 6.18 processes, plus a tenth. It takes about a microsecond for each, and a
-/// command waits for it at its start.
-const LIMITS: [(Hook, u32); 3] = [(Hook::Xdp, 17_800), (Hook::Ingress, 14_500), (Hook::Egress, 9_100)];
+/// command waits for it at its start. A fifth of it, for XDP a sixth, is the question whether the kernel would take the
+/// packet: station, VLAN, source, and up to ten words of options in the checksum.
+const LIMITS: [(Hook, u32); 3] = [(Hook::Xdp, 21_400), (Hook::Ingress, 17_100), (Hook::Egress, 12_300)];
 
 #[test]
 fn programs_stay_cheap_to_verify() {
