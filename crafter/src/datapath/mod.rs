@@ -11,6 +11,7 @@ pub mod guard;
 mod holder;
 pub mod interface;
 pub mod maps;
+pub mod nat;
 pub(crate) mod neighbour;
 mod netlink;
 pub mod program;
