@@ -21,12 +21,24 @@ pub struct Attached {
     pub frames: u32,
     /// Units of the ring buffer that packets may wait in.
     pub ring: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`CHECK_STATION`], [`CHECK_SOURCE`], [`ACCEPT_LOCAL`] and [`ROUTE_LOCALNET`].
+    pub checks: u32,
+    /// Its Ethernet address, then two zeros.
+    pub station: [u8; 8],
 }
 
-const _: () = assert!(size_of::<Attached>() == 24 && SLOTS.is_power_of_two());
+/// See [`Attached::checks`]: frames are for [`Attached::station`] or a group. Neither loopback nor links without
+/// Ethernet have such addresses.
+pub const CHECK_STATION: u32 = 1;
+/// Sources are checked. The kernel does not on loopback, where it knows the route of what it sent itself.
+pub const CHECK_SOURCE: u32 = 2;
+/// The host's own addresses may be sources (`accept_local` in ip-sysctl).
+pub const ACCEPT_LOCAL: u32 = 4;
+/// 127.0.0.0/8 may be sources (`route_localnet` in ip-sysctl).
+pub const ROUTE_LOCALNET: u32 = 8;
+
+const _: () = assert!(size_of::<Attached>() == 32 && SLOTS.is_power_of_two());
 
 #[cfg(feature = "user")]
-// SAFETY: repr(C), six u32: no padding, valid for every bit pattern.
+// SAFETY: repr(C), six u32 and eight bytes: no padding, valid for every bit pattern.
 unsafe impl aya::Pod for Attached {}

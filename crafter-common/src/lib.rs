@@ -7,6 +7,7 @@
 
 #![no_std]
 
+pub mod accept;
 pub mod attached;
 pub mod flow;
 pub mod link;

@@ -5,7 +5,7 @@
 
 /// Version of the maps' layouts, raised with each change of a name, a key or a value. A test compares it with
 /// `abi.txt`, the recorded layout.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Hash: [`crate::port::OwnedKey`] to [`crate::port::OwnedPort`].
 pub const OWNED: &str = "CRAFTER_OWNED";

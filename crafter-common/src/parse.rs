@@ -3,10 +3,10 @@
 //! agree on which lease owns a packet. (Layers in Scapy's notation are dissected elsewhere: no decision depends on
 //! them.)
 //!
-//! Only what is needed to find the ports is validated: a malformed segment to an owned port is delivered to its owner.
-//! User space reads no further than the packet's own length field ([`declared_length`]), and refuses a packet that is
-//! shorter than that. For a packet that is cut, each function here returns the same as for the whole packet, or an
-//! error.
+//! Only what is needed to find the ports is validated: a malformed segment to an owned port is delivered to its owner,
+//! unless the kernel would not take the packet at all ([`crate::accept`]). User space reads no further than the packet's
+//! own length field ([`declared_length`]), and refuses a packet that is shorter than that. For a packet that is cut, each
+//! function here returns the same as for the whole packet, or an error.
 //!
 //! Points on which parsers differ, and how this one decides:
 //! - An IPv6 packet has [`MAX_EXTENSION_HEADERS`] extension headers at most; after more, its transport is not known:

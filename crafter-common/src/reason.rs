@@ -20,36 +20,44 @@ pub enum Reason {
     FragmentNotOwned = 5,
     /// Ingress, passed: to an owned port or identifier, from a peer that its lease has not sent to.
     NotPeer = 6,
+    /// Ingress, passed: owned, but the frame is not for this interface: another destination address, TCP to a group
+    /// address, or a tag of another VLAN.
+    OtherLink = 7,
+    /// Ingress, passed: owned, but the kernel accepts no packet from this source: a multicast, broadcast, loopback or
+    /// mapped address, or an address of this host.
+    MartianSource = 8,
+    /// Ingress, passed: owned, but the IPv4 header has a wrong checksum, or no time to live.
+    InvalidHeader = 9,
     /// Ingress, consumed: redirected into the AF_XDP socket of its queue.
-    Redirected = 7,
+    Redirected = 10,
     /// Ingress, consumed: copied into the ring buffer, then dropped.
-    Copied = 8,
+    Copied = 11,
     /// Ingress, passed: copied into the ring buffer in observe mode.
-    Observed = 9,
+    Observed = 12,
     /// Ingress, dropped: owned, but there was no room to deliver it.
-    DeliveryFull = 10,
+    DeliveryFull = 13,
     /// Ingress, passed: owned in observe mode, but there was no room for the copy.
-    ObserveFull = 11,
+    ObserveFull = 14,
     /// Egress, passed: neither a RST nor a port-unreachable.
-    EgressOther = 12,
+    EgressOther = 15,
     /// Egress, passed: crafted (it carries the mark).
-    Crafted = 13,
+    Crafted = 16,
     /// Egress, dropped: the kernel's RST from an owned port.
-    RstSuppressed = 14,
+    RstSuppressed = 17,
     /// Egress, passed: the kernel's RST from an owned port whose lease says `pass`.
-    RstAllowed = 15,
-    /// Egress, passed: the kernel's RST from a port that nobody owns, or to a peer that its lease has not sent to.
-    RstNotOwned = 16,
+    RstAllowed = 18,
+    /// Egress, passed: the kernel's RST from an unowned port, or to a peer that its lease has not sent to.
+    RstNotOwned = 19,
     /// Egress, dropped: a port-unreachable quoting an owned UDP port.
-    UnreachableSuppressed = 17,
+    UnreachableSuppressed = 20,
     /// Egress, passed: a port-unreachable quoting an owned UDP port whose lease says `pass`.
-    UnreachableAllowed = 18,
-    /// Egress, passed: a port-unreachable about a port that nobody owns, or to a peer that its lease has not sent to.
-    UnreachableNotOwned = 19,
+    UnreachableAllowed = 21,
+    /// Egress, passed: a port-unreachable about an unowned port, or to a peer that its lease has not sent to.
+    UnreachableNotOwned = 22,
 }
 
 /// Number of reasons, and of per-CPU counters.
-pub const REASONS: u32 = 20;
+pub const REASONS: u32 = 23;
 
 impl Reason {
     /// All reasons, in the order of their numbers.
@@ -61,6 +69,9 @@ impl Reason {
         Self::IcmpNotOwned,
         Self::FragmentNotOwned,
         Self::NotPeer,
+        Self::OtherLink,
+        Self::MartianSource,
+        Self::InvalidHeader,
         Self::Redirected,
         Self::Copied,
         Self::Observed,
@@ -86,6 +97,9 @@ impl Reason {
             Self::IcmpNotOwned => "icmp_not_owned",
             Self::FragmentNotOwned => "fragment_not_owned",
             Self::NotPeer => "not_peer",
+            Self::OtherLink => "other_link",
+            Self::MartianSource => "martian_source",
+            Self::InvalidHeader => "invalid_header",
             Self::Redirected => "redirected",
             Self::Copied => "copied",
             Self::Observed => "observed",

@@ -2,7 +2,7 @@
 //! are dropped.
 
 use crafter_common::{
-    ICMP, TCP, UDP,
+    ICMP, TCP, UDP, accept,
     flow::FlowKey,
     parse::{self, Fragment, Icmp, Network},
     port::{REPORT, SUPPRESS},
@@ -127,6 +127,8 @@ fn answer<P: Packet>(
     found: Option<(FlowKey, Owner)>,
     [suppressed, allowed, not_owned]: [Reason; 3],
 ) -> Reason {
+    // What the kernel answers in another VLAN does not answer what the lease sent.
+    let found = if packet.is_tagged() || accept::other_vlan(packet, net.start) { None } else { found };
     match found.filter(|(key, owner)| maps::is_peer(owner, key, false)) {
         Some((key, owner)) if owner.port.flags & SUPPRESS != 0 => {
             maps::record(&key, Event::Suppressed);

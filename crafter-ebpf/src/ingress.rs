@@ -34,7 +34,9 @@ fn owner<P: Packet>(packet: &P) -> Result<(OwnedPort, usize), Reason> {
         maps::forget_fragment(&net.fragment_key(maps::attached(packet.slot()).link, source, destination));
     }
     let owned = if net.fragment == Fragment::Later {
-        later(packet, &net).ok_or(Reason::FragmentNotOwned)?
+        let owned = later(packet, &net).ok_or(Reason::FragmentNotOwned)?;
+        accepted(packet, &net)?;
+        owned
     } else if parse::has_ports(net.protocol) {
         own(packet, &net)?
     } else if parse::is_icmp(&net) {
@@ -67,6 +69,7 @@ fn later<P: Packet>(packet: &P, net: &Network) -> Option<OwnedPort> {
 fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     let (source, destination) = parse::ports(packet, net.transport).ok_or(Reason::Malformed)?;
     let owned = receiver(packet, net, net.protocol, destination).ok_or(Reason::NotOwned)?;
+    accepted(packet, net)?;
 
     // The kernel discards a segment whose header is cut short, and answers nothing.
     let (seq, ack, flags) = if net.protocol == TCP {
@@ -80,6 +83,15 @@ fn own<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     };
     let event = |bytes| Event::Received { bytes, seq, ack, flags };
     note(packet, net, owned, (net.protocol, destination, source), event)
+}
+
+/// Passes a packet that the kernel would not deliver: nothing else is its owner's.
+#[inline(always)]
+fn accepted<P: Packet>(packet: &P, net: &Network) -> Result<(), Reason> {
+    match packet.refusal(net) {
+        None => Ok(()),
+        Some(reason) => Err(reason),
+    }
 }
 
 /// The owner of `port` at the packet's destination.
@@ -124,9 +136,14 @@ fn note<P: Packet>(
 fn icmp<P: Packet>(packet: &P, net: &Network) -> Result<OwnedPort, Reason> {
     match parse::icmp(packet, net).ok_or(Reason::Malformed)? {
         Icmp::Other | Icmp::Query { .. } => Err(Reason::OtherProtocol),
-        Icmp::Error { .. } => quoted(packet, net).ok_or(Reason::IcmpNotOwned),
+        Icmp::Error { .. } => {
+            let owned = quoted(packet, net).ok_or(Reason::IcmpNotOwned)?;
+            accepted(packet, net)?;
+            Ok(owned)
+        }
         Icmp::Reply { id } => {
             let owned = receiver(packet, net, ICMP, id).ok_or(Reason::NotOwned)?;
+            accepted(packet, net)?;
             let event = |bytes| Event::Received { bytes, seq: 0, ack: 0, flags: 0 };
             note(packet, net, owned, (ICMP, id, [0; 2]), event)
         }

@@ -80,6 +80,13 @@ pub fn attached(slot: u32) -> Attached {
     LINKS.get(slot).copied().unwrap_or_default()
 }
 
+/// Whether this host has `address`.
+#[inline(always)]
+pub fn is_local(address: &Address) -> bool {
+    // SAFETY: the value is not looked at.
+    unsafe { LOCAL.get(address) }.is_some()
+}
+
 /// The mark of crafted packets.
 #[inline(always)]
 pub fn crafted_mark() -> u32 {

@@ -9,6 +9,7 @@ use aya_ebpf::{
     programs::{SkLookupContext, TcContext, XdpContext},
 };
 use crafter_common::{
+    accept,
     parse::{self, Bytes, Extensions, Fragment, Network},
     reason::Reason,
     share::Mark,
@@ -34,6 +35,12 @@ pub trait Packet: Bytes {
     /// header; `Some(false)` where that share of the frames is used up, `None` where there is no socket, or the packet
     /// does not fit into one of its frames.
     fn redirect(&self, share: u32) -> Option<bool>;
+
+    /// Why the kernel would not deliver this packet; `None` where it would.
+    fn refusal(&self, net: &Network) -> Option<Reason>;
+
+    /// Whether a VLAN tag beside the frame, not in it, names a VLAN.
+    fn is_tagged(&self) -> bool;
 
     /// The interface whose hook this is.
     fn ifindex(&self) -> u32;
@@ -187,6 +194,17 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn refusal(&self, net: &Network) -> Option<Reason> {
+        unpack_refusal(crafter_xdp_refusal(self.ctx.ctx, net.start as u32, u32::from(net.v6), u32::from(net.protocol)))
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // An offloaded tag is not seen here: see Kernel::attach().
+        false
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         self.ifindex
     }
@@ -267,6 +285,22 @@ impl Packet for SkbPacket<'_> {
     }
 
     #[inline(always)]
+    fn refusal(&self, net: &Network) -> Option<Reason> {
+        let (v6, protocol) = (u32::from(net.v6), u32::from(net.protocol));
+        unpack_refusal(crafter_skb_refusal(self.ctx.skb.skb, net.start as u32, v6, protocol))
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: the context is the __sk_buff that the hook was called with. Volatile: see XdpPacket::new().
+        let (present, tci) = unsafe {
+            let skb = self.ctx.skb.skb;
+            ((&raw const (*skb).vlan_present).read_volatile(), (&raw const (*skb).vlan_tci).read_volatile())
+        };
+        present != 0 && accept::names_vlan(tci as u16)
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         ifindex(self.ctx)
     }
@@ -326,6 +360,42 @@ extern "C" fn crafter_xdp_copy(ctx: *mut xdp_md, offset: u32, reason: u32, share
 extern "C" fn crafter_skb_copy(ctx: *mut __sk_buff, offset: u32, reason: u32, share: u32) -> u32 {
     let ctx = TcContext::new(ctx);
     u32::from(deliver::copy(&SkbPacket::linear(&ctx), offset, reason, share))
+}
+
+/// [`accept::refusal`] at the XDP hook, as a number for [`unpack_refusal`]. Called for owned packets only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_xdp_refusal(ctx: *mut xdp_md, start: u32, v6: u32, protocol: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    refusal(&XdpPacket::new(&ctx), start, v6, protocol)
+}
+
+/// The same at the tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn crafter_skb_refusal(ctx: *mut __sk_buff, start: u32, v6: u32, protocol: u32) -> u32 {
+    let ctx = TcContext::new(ctx);
+    refusal(&SkbPacket::linear(&ctx), start, v6, protocol)
+}
+
+#[inline(always)]
+fn refusal<P: Packet>(packet: &P, start: u32, v6: u32, protocol: u32) -> u32 {
+    // Behind two tags at most; by the mask, the verifier knows it here too.
+    let header = (start as usize & 0x1f, v6 != 0, protocol as u8);
+    let attached = maps::attached(packet.slot());
+    accept::refusal(packet, header, &attached, packet.is_tagged(), maps::is_local).map_or(0, |reason| reason as u32)
+}
+
+#[inline(always)]
+fn unpack_refusal(number: u32) -> Option<Reason> {
+    const OTHER_LINK: u32 = Reason::OtherLink as u32;
+    const MARTIAN_SOURCE: u32 = Reason::MartianSource as u32;
+    match number {
+        0 => None,
+        OTHER_LINK => Some(Reason::OtherLink),
+        MARTIAN_SOURCE => Some(Reason::MartianSource),
+        _ => Some(Reason::InvalidHeader),
+    }
 }
 
 #[inline(always)]

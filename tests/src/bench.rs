@@ -8,6 +8,7 @@ use std::{
 use aya::programs::{TestRun as _, TestRunOptions};
 use crafter::{
     datapath::{
+        accepted::Accepted,
         maps::{Counters, OwnerMaps, Terms},
         peers::Peers,
         program::{Hook, Kernel, LoadOptions},
@@ -71,7 +72,10 @@ impl Bench {
     /// TEST_RUN makes frames arrive.
     pub fn new(options: &LoadOptions, link_header: u32, socket: bool) -> Self {
         let frames = Frames::plan(1500, 1, options.frame_bytes);
-        let (kernel, maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
+        let (kernel, mut maps) = Kernel::load(options, link_header, frames.longest()).expect("load the kernel half");
+        let station = (link_header > 0).then_some(crate::frame::STATION);
+        let accepted = Accepted { station, sources: true, ..Accepted::default() };
+        maps.set_accepted(&accepted).expect("set what is accepted");
         let ring = Ring::new(kernel.ring().expect("the ring buffer"));
         let socket = socket.then(|| {
             let lo = nix::net::if_::if_nametoindex("lo").expect("lo has an index");

@@ -26,6 +26,9 @@ pub const ACK: u8 = 0x10;
 /// "More fragments" of IPv4's flags and offset field.
 pub const MORE: u16 = 0x2000;
 
+/// The Ethernet address that frames are for.
+pub const STATION: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
 /// An Ethernet frame around `payload`, with `tags` of 802.1Q (TPID, TCI), outermost first.
 pub fn ethernet(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];

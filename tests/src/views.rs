@@ -35,7 +35,7 @@ pub struct Views {
     /// Owned ports: `OwnedKey` to `OwnedPort`.
     pub owned: HashMap<MapData, [u8; 24], [u8; 8]>,
     /// The interface: `Attached`.
-    pub links: Array<MapData, [u8; 24]>,
+    pub links: Array<MapData, [u8; 32]>,
     /// Words of the filter.
     pub filter: Array<MapData, [u8; 16]>,
     /// Local addresses.

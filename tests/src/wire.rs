@@ -31,10 +31,18 @@ impl Wire {
 
     /// Sends a packet that begins with its IP header.
     pub fn send(&self, ip: &[u8]) -> io::Result<()> {
+        self.send_as(ethertype(ip), ip)
+    }
+
+    /// Sends a packet that begins with its IP header, behind an 802.1Q tag with this control information.
+    pub fn send_tagged(&self, tci: u16, ip: &[u8]) -> io::Result<()> {
+        self.send_as(0x8100, &[&tci.to_be_bytes(), &ethertype(ip).to_be_bytes(), ip].concat())
+    }
+
+    fn send_as(&self, protocol: u16, bytes: &[u8]) -> io::Result<()> {
         // SAFETY: all-zero bytes are a valid sockaddr_ll.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
-        let protocol: u16 = if ip.first().is_some_and(|first| first >> 4 == 6) { 0x86dd } else { 0x0800 };
         to.sll_protocol = protocol.to_be();
         to.sll_ifindex = self.ifindex as i32;
         to.sll_halen = 6;
@@ -42,10 +50,15 @@ impl Wire {
         let size = size_of::<libc::sockaddr_ll>() as u32;
         // SAFETY: the buffer and the address outlive the call, and their lengths are correct.
         let sent = unsafe {
-            libc::sendto(self.socket.as_raw_fd(), ip.as_ptr().cast(), ip.len(), 0, (&raw const to).cast(), size)
+            libc::sendto(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0, (&raw const to).cast(), size)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
+}
+
+/// The ethertype of a packet that begins with its IP header.
+fn ethertype(ip: &[u8]) -> u16 {
+    if ip.first().is_some_and(|first| first >> 4 == 6) { 0x86dd } else { 0x0800 }
 }
 
 /// The Ethernet address of an interface of the calling thread's namespace.

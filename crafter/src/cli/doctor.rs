@@ -10,6 +10,7 @@ use crate::cli::exit;
 use crafter::datapath::{
     features::{self, Host, XdpFeatures, version},
     interface::{self, Interface},
+    nat,
     program::OLDEST_KERNEL,
 };
 use serde::Serialize;
@@ -115,6 +116,25 @@ struct Prospect {
     notes: Vec<String>,
 }
 
+/// Whether the host translates addresses: then a lease can take packets of flows that have no socket.
+fn nat(tables: io::Result<Vec<String>>) -> Check {
+    let (state, finding) = match tables {
+        Ok(tables) if tables.is_empty() => (State::Good, "the host translates no addresses".to_owned()),
+        Ok(tables) => {
+            let finding = format!(
+                "{}: flows that the host translates have ports without a socket, and a lease of such a port takes their \
+                 packets, because XDP and tc see them before conntrack does; in the policy, allow only ports outside of \
+                 net.ipv4.ip_local_port_range and of published ports, and have masquerade use others (`masquerade to \
+                 :PORT-PORT`)",
+                tables.join(", ")
+            );
+            (State::Weak, finding)
+        }
+        Err(error) => (State::Weak, format!("cannot list what translates addresses: {error}; it takes CAP_NET_ADMIN")),
+    };
+    Check { name: "NAT", state, finding }
+}
+
 impl Report {
     fn new(service: Served, host: Host, interfaces: Vec<Interface>) -> Self {
         let version = version(&host.kernel);
@@ -125,6 +145,7 @@ impl Report {
             btf(host.btf),
             jit(host.jit),
             classifier(&host.kernel),
+            nat(nat::tables()),
         ];
         let can_work = checks.iter().all(|check| check.state != State::Bad);
         let interfaces: Vec<_> =

@@ -127,6 +127,13 @@ pub(super) fn has_ports(ifindex: u32) -> bool {
     !answers.is_ok_and(|ports| ports.is_empty())
 }
 
+/// Whether `interface` carries VLAN devices, by the list of the 8021q module for this network namespace.
+pub(super) fn has_vlans(interface: &str) -> bool {
+    // Each line after the first two: `eth0.5 | 5 | eth0`.
+    let list = std::fs::read_to_string("/proc/thread-self/net/vlan/config").unwrap_or_default();
+    list.lines().skip(2).any(|line| line.rsplit('|').next().is_some_and(|lower| lower.trim() == interface))
+}
+
 fn list_failed(source: io::Error) -> Error {
     Error::io("list the network interfaces", "CAP_NET_ADMIN", source)
 }

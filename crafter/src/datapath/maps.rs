@@ -18,6 +18,7 @@ use crafter_common::{
 use serde::Serialize;
 
 use super::{
+    accepted::Accepted,
     batch,
     failure::bpf_error,
     peers::{PeerMap, Peers},
@@ -153,6 +154,14 @@ impl OwnerMaps {
         self.slot.set_local(&wanted)?;
         self.local = wanted;
         Ok(())
+    }
+
+    /// Has the kernel half deliver only what `accepted` says that the kernel takes on this interface.
+    ///
+    /// # Errors
+    /// [`Bpf`](crate::Error::Bpf) if the kernel refuses.
+    pub fn set_accepted(&mut self, accepted: &Accepted) -> Result<()> {
+        self.slot.set_accepted(accepted)
     }
 
     /// Whether `address` is among those that [`OwnerMaps::set_local`] was given last.

@@ -1,5 +1,6 @@
 //! The kernel side of crafter: programs, maps, sockets, routes, neighbours and reservations of ports.
 
+pub mod accepted;
 pub mod address;
 mod batch;
 mod clsact;
@@ -10,6 +11,7 @@ pub mod guard;
 mod holder;
 pub mod interface;
 pub mod maps;
+pub mod nat;
 pub(crate) mod neighbour;
 mod netlink;
 pub mod peers;

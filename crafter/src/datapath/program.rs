@@ -18,6 +18,7 @@ use crafter_common::{DEFAULT_MARK, attached::SLOTS, map};
 use self::report::HELD_BY;
 pub use self::report::{Attach, Mode, Report};
 use super::{
+    accepted::Accepted,
     clsact::Clsact,
     failure::{bpf_error, by_name, os_error},
     features,
@@ -145,9 +146,13 @@ impl Kernel {
         check_sizes(options)?;
         // In native mode, a bond's programs see the index of the port that a frame arrived at.
         if options.debug || interface::has_ports(interface.ifindex) {
-            return Self::load(options, link_header, socket_frame);
+            let slot = Slot::alone(options, link_header, socket_frame)?;
+            slot.set_accepted(&Accepted::by_kernel(interface))?;
+            return Ok(Self::in_slot(slot));
         }
-        Ok(Self::in_slot(Slot::shared(options, link_header, interface.ifindex, socket_frame)?))
+        let slot = Slot::shared(options, link_header, interface.ifindex, socket_frame)?;
+        slot.set_accepted(&Accepted::by_kernel(interface))?;
+        Ok(Self::in_slot(slot))
     }
 
     /// As [`Kernel::open`], but with programs and maps that no other interface uses and that treat every frame as one
@@ -242,6 +247,11 @@ impl Kernel {
             // Without a link-layer header there is no XDP frame to parse.
             Attach::Auto if !interface.ethernet && !interface.loopback => {
                 notes.push(format!("{} has no Ethernet header: tc instead of XDP", interface.name));
+                &[Mode::Tc]
+            }
+            Attach::Auto if interface::has_vlans(&interface.name) => {
+                let reason = "has VLAN devices, and XDP does not see a tag that the device has removed";
+                notes.push(format!("{} {reason}: tc instead of XDP", interface.name));
                 &[Mode::Tc]
             }
             Attach::Auto => &[Mode::Native, Mode::Generic, Mode::Tc],

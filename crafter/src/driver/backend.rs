@@ -12,6 +12,7 @@ use super::entry::{Delivery, LeaseId, Ports};
 pub(crate) use crate::datapath::tx::{NoRoom, Transmitted, TxPacket};
 use crate::{
     datapath::{
+        interface::Interface,
         maps::{Counters, Flow, Terms},
         peers::{PeerMap, Peers},
     },
@@ -68,6 +69,9 @@ pub(crate) trait Backend: Send {
 
     /// Changes the interface's MTU: bytes from the IP header on.
     fn set_mtu(&mut self, _mtu: u32) {}
+
+    /// Takes over what has changed of the interface apart from its MTU, such as its Ethernet address.
+    fn set_link(&mut self, _interface: &Interface) {}
 
     /// How long [`NoRoom::Refuse`] waits for room without any progress.
     fn set_room_timeout(&mut self, timeout: Duration);

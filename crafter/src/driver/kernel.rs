@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     datapath::{
+        accepted::Accepted,
         interface::Interface,
         maps::{Counters, Flow, OwnerMaps, Terms},
         peers::{PeerMap, Peers},
@@ -184,6 +185,13 @@ impl Backend for KernelBackend {
 
     fn set_mtu(&mut self, mtu: u32) {
         self.tx.set_mtu(mtu);
+    }
+
+    fn set_link(&mut self, interface: &Interface) {
+        // Fails only if the map is gone; the previous values remain in force then.
+        if let Err(e) = self.maps.set_accepted(&Accepted::by_kernel(interface)) {
+            log::warn!("{e}");
+        }
     }
 
     fn set_room_timeout(&mut self, timeout: Duration) {

@@ -49,6 +49,9 @@ impl Shared {
             *self.name.lock().unwrap_or_else(PoisonError::into_inner) = interface.name.as_str().into();
         }
         self.routes.forget();
+        if let Some(interface) = interface {
+            self.lock().backend.set_link(interface);
+        }
         self.lock().handle_addresses(Instant::now(), addresses, interface.map(|interface| interface.mtu));
     }
 

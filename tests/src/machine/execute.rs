@@ -123,6 +123,9 @@ impl Machine {
             (true, 12) | (false, 40) => 1,
             (true, 16) => 0,
             (false, 0) => self.packet_length as u64,
+            // A VLAN tag beside the packet: whether there is one, and its value.
+            (false, 20) => u64::from(self.conditions.vlan.is_some()),
+            (false, 24) => u64::from(self.conditions.vlan.unwrap_or(0)),
             (false, 8) => u64::from(self.mark),
             _ => panic!("field {field} of the context"),
         }

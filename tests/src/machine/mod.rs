@@ -96,11 +96,14 @@ pub struct Conditions {
     pub memory: bool,
     /// Whether maps accept new entries.
     pub space: bool,
+    /// The VLAN tag that the device has removed from the packet.
+    pub vlan: Option<u16>,
 }
 
 impl Conditions {
     /// No shortage, and no socket.
-    pub const NORMAL: Self = Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true };
+    pub const NORMAL: Self =
+        Self { socket: false, room: true, linear: usize::MAX, memory: true, space: true, vlan: None };
 }
 
 /// The interpreter: programs, maps, memory.
@@ -179,7 +182,7 @@ impl Machine {
         };
         // Without limits on what waits.
         let (link, unlimited) = (1_u32, u32::MAX);
-        let attached = [link, socket_frame, 0, unlimited, unlimited, 0].map(u32::to_le_bytes).concat();
+        let attached = [link, socket_frame, 0, unlimited, unlimited, 0, 0, 0].map(u32::to_le_bytes).concat();
         machine.put(map::LINKS, &[0; 4], &attached);
         machine
     }
@@ -219,6 +222,13 @@ impl Machine {
         let table = self.maps.iter().find(|table| table.name == map::LINKS).expect("the interface");
         let at = table.entries[&[0; 4][..]];
         self.memory.write_all(at + 12, &[frames, ring].map(u32::to_le_bytes).concat());
+    }
+
+    /// Sets the checks of the interface, as in `Attached`.
+    pub fn check(&mut self, checks: u32) {
+        let table = self.maps.iter().find(|table| table.name == map::LINKS).expect("the interface");
+        let at = table.entries[&[0; 4][..]];
+        self.memory.write_all(at + 20, &checks.to_le_bytes());
     }
 
     /// Removes all owners but keeps the filter, which then reports false positives.

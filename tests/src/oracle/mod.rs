@@ -11,6 +11,7 @@ use std::{
 use crafter::datapath::{peers::Peers, program::Hook};
 use crafter_common::reason::Reason;
 
+use crate::frame::STATION;
 use read::{Fault, Icmp, Ip, Piece};
 
 const TCP: u8 = 6;
@@ -197,7 +198,8 @@ impl Oracle {
                         owned.lease == first.lease && self.is_peer(owned, flow_of(owned, first.protocol, local, remote))
                     })
                 });
-                return owned.ok_or(Reason::FragmentNotOwned);
+                let owned = owned.ok_or(Reason::FragmentNotOwned)?;
+                return self.accepts(frame, &ip).map(|()| owned);
             }
             // Of another datagram than an earlier one with the same identification.
             Piece::First(id) => {
@@ -214,7 +216,8 @@ impl Oracle {
                 None => return Err(Reason::Malformed),
                 Some(Icmp::Other | Icmp::Query(_)) => return Err(Reason::OtherProtocol),
                 Some(Icmp::Error { quoted, .. }) => {
-                    return self.sender_of_quoted(quoted, ip.source.is_ipv6()).ok_or(Reason::IcmpNotOwned);
+                    let owned = self.sender_of_quoted(quoted, ip.source.is_ipv6()).ok_or(Reason::IcmpNotOwned)?;
+                    return self.accepts(frame, &ip).map(|()| owned);
                 }
                 Some(Icmp::Reply(id)) => (ICMP, id, 0, Some((0, 0, 0))),
             },
@@ -222,6 +225,7 @@ impl Oracle {
         };
         let owned = if ip.routed { None } else { self.owner(protocol, ip.destination, local) };
         let owned = owned.ok_or(Reason::NotOwned)?;
+        self.accepts(frame, &ip)?;
         // Minimum header length: 20 bytes for TCP (RFC 9293, section 3.1), 8 bytes for UDP (RFC 768).
         let last = last.ok_or(Reason::Malformed)?;
         let (local_end, remote_end) = (SocketAddr::new(ip.destination, local), SocketAddr::new(ip.source, remote));
@@ -238,6 +242,32 @@ impl Oracle {
         flow.last = last;
         *touched = Some(id);
         Ok(owned)
+    }
+
+    /// Whether the kernel of a host with the Ethernet address [`STATION`] takes the packet: its link, source and header.
+    fn accepts(&self, frame: &[u8], ip: &Ip<'_>) -> Result<(), Reason> {
+        if self.ethernet {
+            // IEEE 802.3 section 3.2.3: the first bit of an address tells a group. Linux takes no TCP in such frames.
+            let is_group = frame[0] % 2 == 1 && ip.protocol != TCP;
+            if in_vlan(frame) || (frame[..6] != STATION && !is_group) {
+                return Err(Reason::OtherLink);
+            }
+        }
+        let is_martian = match ip.source {
+            IpAddr::V4(v4) => {
+                v4.is_multicast()
+                    || v4.is_broadcast()
+                    || v4.is_loopback()
+                    || v4.is_unspecified()
+                    || self.local.contains(&ip.source)
+            }
+            IpAddr::V6(v6) => v6.is_multicast() || v6.is_loopback() || v6.to_ipv4_mapped().is_some(),
+        };
+        match (is_martian, ip.valid) {
+            (true, _) => Err(Reason::MartianSource),
+            (_, false) => Err(Reason::InvalidHeader),
+            _ => Ok(()),
+        }
     }
 
     /// The owner of the packet that an ICMP error quotes.
@@ -294,7 +324,8 @@ impl Oracle {
         let Some((id, [suppressed, allowed, not_owned])) = answer else { return otherwise };
         let owned = self.owner(id.protocol, id.local.ip(), id.local.port());
         let id = owned.map_or(id, |owned| FlowId { lease: owned.lease, ..id });
-        match owned.filter(|owned| self.is_peer(owned, id)) {
+        let is_answer = |owned: &Owned| self.is_peer(owned, id) && !(self.ethernet && in_vlan(frame));
+        match owned.filter(is_answer) {
             Some(owned) if owned.suppress => {
                 self.flows.entry(id).or_default().suppressed += 1;
                 *touched = Some(id);
@@ -358,6 +389,12 @@ impl Oracle {
 
 fn flow_of(owned: &Owned, protocol: u8, local: SocketAddr, remote: SocketAddr) -> FlowId {
     FlowId { lease: owned.lease, protocol, local, remote }
+}
+
+/// Whether a VLAN tag of the frame has an identifier other than 0 (IEEE 802.1Q section 9.6: priority-tagged).
+fn in_vlan(frame: &[u8]) -> bool {
+    let tags = frame[12..].chunks(4).take_while(|tag| matches!(tag, [0x81, 0x00, ..] | [0x88, 0xa8, ..]));
+    tags.into_iter().any(|tag| tag[2] % 16 != 0 || tag[3] != 0)
 }
 
 fn siblings(ip: &Ip<'_>, id: u32) -> Siblings {

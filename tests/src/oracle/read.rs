@@ -40,6 +40,8 @@ pub struct Ip<'a> {
     pub piece: Piece,
     /// Whether a routing header has segments left (RFC 8200, section 4.4).
     pub routed: bool,
+    /// Whether an IPv4 header has the right checksum (RFC 1071) and a time to live; true for IPv6.
+    pub valid: bool,
     /// The bytes after the IP headers, as far as present.
     pub rest: &'a [u8],
 }
@@ -72,8 +74,7 @@ pub fn ip(bytes: &[u8], version: u8) -> Result<Ip<'_>, Fault> {
     if version == 4 { ipv4(bytes) } else { ipv6(bytes) }
 }
 
-/// RFC 791, section 3.1. Ignores total length and header checksum: malformed packets are delivered to the owner as long
-/// as their ports can be found.
+/// RFC 791, section 3.1. Ignores total length: packets are delivered to the owner as long as their ports can be found.
 fn ipv4(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
     let header: &[u8; 20] = bytes.first_chunk().ok_or(Fault::CutShort)?;
     let words = usize::from(header[0] % 16);
@@ -90,8 +91,16 @@ fn ipv4(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         protocol: header[9],
         piece: piece(offset, more, identification),
         routed: false,
+        valid: header[8] != 0 && bytes.get(..words * 4).is_some_and(sums_up),
         rest: bytes.get(words * 4..).ok_or(Fault::CutShort)?,
     })
+}
+
+/// Whether the ones' complement sum of all 16-bit words is all ones (RFC 1071).
+fn sums_up(header: &[u8]) -> bool {
+    let sum: u64 = header.chunks(2).map(|pair| u64::from(pair[0]) * 256 + u64::from(pair[1])).sum();
+    // Modulo 65,535 a carry counts like the lowest bit.
+    sum % 65_535 == 0
 }
 
 fn piece(offset: u16, more: bool, identification: u32) -> Piece {
@@ -118,6 +127,7 @@ fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Fault> {
         protocol: header[6],
         piece: Piece::Whole,
         routed: false,
+        valid: true,
         rest: &bytes[40..],
     };
     let mut walked = 0;

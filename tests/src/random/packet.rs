@@ -28,11 +28,16 @@ pub fn frame(rng: &mut Rng, world: &World, direction: Direction, ethernet: bool)
     }
     let tpids = [0x8100, 0x88a8, 0x8100, 0x88a8, 0x8100, 0x88a8, 0x8100, 0x88a8, 0x9100];
     let count = if rng.chance(75) { 0 } else { rng.pick(&[1, 1, 1, 2, 2, 2, 3]) };
-    let tags: Vec<(u16, u16)> = (0..count).map(|_| (rng.pick(&tpids), rng.bits() as u16)).collect();
+    let tags: Vec<(u16, u16)> =
+        (0..count).map(|_| (rng.pick(&tpids), if rng.chance(60) { 0xe000 } else { rng.bits() as u16 })).collect();
     let announced = if v6 { 0x86dd } else { 0x0800 };
     let other = [0x0806, 0x86dd, 0x0800, 0x8863, 0x0026];
     let ethertype = if rng.chance(97) { announced } else { rng.pick(&other) };
-    frame::ethernet(&tags, ethertype, &packet)
+    let mut frame = frame::ethernet(&tags, ethertype, &packet);
+    if rng.chance(5) {
+        frame[..6].copy_from_slice(&rng.pick(&[[2, 0, 0, 0, 0, 3], [0xff; 6], [0x33, 0x33, 0, 0, 0, 1]]));
+    }
+    frame
 }
 
 /// An IP packet; `quoting`: may be an ICMP error.

@@ -30,6 +30,7 @@
 //! | `environment` | changing interfaces, foreign programs on the hooks, full maps, exit at any system call |
 //! | `verdict` | named packets through the programs by BPF_PROG_TEST_RUN: every reason, every branch |
 
+mod accepted;
 mod clock;
 mod coexistence;
 mod conversation;

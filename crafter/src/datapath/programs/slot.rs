@@ -24,6 +24,7 @@ use crafter_common::{
 use super::{Common, LOADED, Maps, Programs, RING_BUFFER, UNLIMITED, missing};
 use crate::{
     datapath::{
+        accepted::Accepted,
         failure::{bpf_error, os_error},
         lock,
         maps::{Counters, from_map, read_counters},
@@ -123,6 +124,18 @@ impl Slot {
         let links = &mut lock(&self.programs.maps).links;
         let attached = links.get(&self.number, 0).map_err(failed)?;
         links.set(self.number, Attached { pools, frames, ring, ..attached }, 0).map_err(failed)
+    }
+
+    /// Sets what the kernel takes on this interface.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`] if the kernel refuses.
+    pub(in crate::datapath) fn set_accepted(&self, accepted: &Accepted) -> Result<()> {
+        let failed = |e| bpf_error("set what the interface accepts", &e);
+        let (checks, station) = accepted.for_map();
+        let links = &mut lock(&self.programs.maps).links;
+        let attached = links.get(&self.number, 0).map_err(failed)?;
+        links.set(self.number, Attached { checks, station, ..attached }, 0).map_err(failed)
     }
 
     /// The counters of this interface.

@@ -5,7 +5,7 @@ use std::{any::type_name_of_val, env, fmt::Write as _, fs, mem::offset_of, path:
 use aya_obj::{Map, Object};
 use crafter_common::{
     Address,
-    attached::{Attached, SLOTS},
+    attached::{ACCEPT_LOCAL, Attached, CHECK_SOURCE, CHECK_STATION, ROUTE_LOCALNET, SLOTS},
     flow::{FirstFragment, FlowKey, FlowValue, FragmentKey, Peer},
     map,
     port::{FILTER_WORDS, FilterWord, OBSERVE, OwnedKey, OwnedPort, PEER_ADDRESS, PEERS, REPORT, SUPPRESS},
@@ -84,13 +84,18 @@ fn layout() -> String {
     describe!(text, Peer { heard });
     describe!(text, FragmentKey { link, source, destination, identification, protocol });
     describe!(text, FirstFragment { since, lease, local_port, remote_port, protocol, pad });
-    describe!(text, Attached { link, socket_frame, pools, frames, ring, pad });
+    describe!(text, Attached { link, socket_frame, pools, frames, ring, checks, station });
     describe!(text, Share { taken, released, lost, user });
     describe!(text, ReplyHeader { timestamp, captured, length, ifindex, reason, share, pad });
     let _ = writeln!(text, "address: {} bytes", size_of::<Address>());
     let _ = writeln!(text, "slots: {SLOTS}; words of the filter: {FILTER_WORDS}; records: {CLASSES:?} bytes");
     let flags = format!("observe {OBSERVE}, suppress {SUPPRESS}, report {REPORT}, peers {PEERS}");
     let _ = writeln!(text, "flags of a port: {flags}, by address {PEER_ADDRESS}");
+    let _ = writeln!(
+        text,
+        "checks of an interface: station {CHECK_STATION}, source {CHECK_SOURCE}, accept_local {ACCEPT_LOCAL}, \
+         route_localnet {ROUTE_LOCALNET}"
+    );
     for reason in Reason::ALL {
         let _ = writeln!(text, "reason {}: {}", reason as u32, reason.name());
     }

@@ -229,8 +229,10 @@ fn wrapped_rows(rows: &mut Vec<Row>) {
     rows.push(options.suppressing(TCP, local, peer));
     let whole = v4(V4::default());
     for (name, tags, reason) in [
-        ("a tagged RST", vec![(0x8100, 5)], RstSuppressed),
-        ("a twice tagged RST", vec![(0x88a8, 5), (0x8100, 6)], RstSuppressed),
+        ("a priority-tagged RST", vec![(0x8100, 0xe000)], RstSuppressed),
+        ("a RST in a VLAN", vec![(0x8100, 5)], RstNotOwned),
+        ("a twice priority-tagged RST", vec![(0x88a8, 0), (0x8100, 0)], RstSuppressed),
+        ("a RST in an inner VLAN", vec![(0x88a8, 0), (0x8100, 6)], RstNotOwned),
         ("a thrice tagged RST", vec![(0x88a8, 5), (0x8100, 6), (0x8100, 7)], EgressOther),
     ] {
         let row = Row { start: 14 + 4 * tags.len(), ..row(name, is(reason), frame::tagged(&tags, &whole)) };

@@ -1,5 +1,6 @@
 //! The rows: owners, packets, and the expected results.
 
+mod accepted;
 mod egress;
 mod fragments;
 mod icmp;
@@ -205,6 +206,7 @@ pub fn ingress_rows() -> Vec<Row> {
         transport::addressed_rows(&mut rows, version, local);
         transport::short_rows(&mut rows, version, local);
         transport::tagged_rows(&mut rows, version, local);
+        accepted::accepted_rows(&mut rows, version, local);
         icmp::icmp_rows(&mut rows, version, local);
         icmp::query_rows(&mut rows, version, local);
         icmp::type_rows(&mut rows, version, local);

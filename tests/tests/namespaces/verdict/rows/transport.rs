@@ -80,7 +80,20 @@ pub fn short_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
 pub fn tagged_rows(rows: &mut Vec<Row>, version: usize, local: &str) {
     let packet = segment(at(local, ON_ANY));
     let unowned = segment(at(local, FREE));
-    let (c, s) = ((0x8100, 0x2005), (0x88a8, 0x0006));
+    // Priority 1 and 7 without a VLAN identifier, and VLAN 5 and 2,048.
+    let (c, s, vlan, upper) = ((0x8100, 0x2000), (0x88a8, 0xe000), (0x8100, 0x2005), (0x88a8, 0x0800));
+    for (name, tags) in [
+        ("VLAN 5", vec![vlan]),
+        ("VLAN 2048", vec![upper]),
+        ("VLAN 5 after a priority tag", vec![s, vlan]),
+        ("VLAN 2048 before a priority tag", vec![upper, c]),
+    ] {
+        let start = 14 + 4 * tags.len();
+        for (owned, packet, expect) in [("owned", &packet, is(Reason::OtherLink)), ("not owned", &unowned, NOT_OWNED)] {
+            let name = format!("{name}, {owned}, IPv{}", [4, 6][version]);
+            rows.push(Row { start, ..row(name, expect, frame::tagged(&tags, packet)) });
+        }
+    }
     for (name, tags) in [
         ("one 802.1Q tag", vec![c]),
         ("one 802.1ad tag", vec![s]),
