@@ -133,7 +133,9 @@ pub fn disturb(what: &str) -> Result<()> {
             }
             "connections" => {
                 client = Raw::connect(&path);
-                client.call("Info", &json!({}));
+                // The service may close a connection beyond the user's share without an answer.
+                let _ = client.write(&call("Info", &json!({})));
+                client.answer();
             }
             other => bail!("{other} is no disturbance"),
         }
