@@ -318,10 +318,10 @@ fn check(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     reach(rule, packet, &grant.broadcasts)
 }
 
-/// Refuses source addresses that no packet on a network may have, whoever's they are, unless `foreign_sources` has
-/// them: loopback addresses beyond this host (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3), and IPv4-mapped
-/// addresses in an IPv6 header, which receivers take for IPv4 addresses (RFC 4942, section 2.2). A home address takes
-/// the place of the source.
+/// Refuses source addresses that are not valid on a network, even if they are addresses of this host, unless
+/// `foreign_sources` has them: loopback addresses in packets that leave this host (RFC 1122, section 3.2.1.3; RFC 4291,
+/// section 2.5.3), and IPv4-mapped addresses in an IPv6 header, which receivers take for IPv4 addresses (RFC 4942,
+/// section 2.2). A home address takes the place of the source.
 fn plausible(rule: &Rule, grant: &Grant, packet: &PacketInfo) -> Checked {
     let is_mapped = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
     let (source, destination) = (packet.source.to_canonical(), packet.destination.to_canonical());

@@ -35,8 +35,8 @@
 //! - Dangerous permissions must be granted: `raw_ethernet`, `observe`, `multicast`, `broadcast`, `link_local` (`true`),
 //!   and `foreign_sources` (`true`, or the prefixes that leases may send from).
 //! - `protocols` are tcp, udp and icmp by default. `icmp` means queries with an identifier, as ping sends them; other
-//!   ICMP messages, other protocols, source-routed packets and special IP options need `"any"`. Each address of a source route is checked
-//!   like a destination; an unreadable route is refused if the rule has `deny` or `allow`.
+//!   ICMP messages, other protocols, source-routed packets and special IP options need `"any"`. Each address of a
+//!   source route is checked like a destination; an unreadable route is refused if the rule has `deny` or `allow`.
 //! - Limits apply per user, over all leases of the user, even if the rule names a group. Their defaults are the values
 //!   above; the default `burst` is a tenth of a second. `"unlimited"` lifts a limit.
 //! - Ports of destinations apply to TCP and UDP. A later fragment, which contains no ports, and a protocol without

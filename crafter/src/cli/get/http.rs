@@ -12,13 +12,14 @@ use super::{
     target::Target,
 };
 
-/// The most bytes that one read returns.
+/// The maximum number of bytes that one read returns.
 const READ_SIZE: usize = 256 << 10;
 
-/// The most bytes of a body that is not wanted, as that of a redirect, that are received before the connection is reset.
+/// The maximum number of bytes of an unneeded body, such as that of a redirect, that are received before the connection
+/// is reset.
 const UNWANTED_LIMIT: usize = 64 << 10;
 
-/// What happens with a response.
+/// What happens to the body of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// The body is written to the sink.

@@ -6,7 +6,7 @@ use crafter::{Error, Result};
 
 use super::target::Target;
 
-/// The most bytes of `--data @FILE`.
+/// The maximum size of the file of `--data @FILE`, in bytes.
 const DATA_LIMIT: u64 = 16 << 20;
 
 /// The options that change the request.

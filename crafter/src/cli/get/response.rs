@@ -6,7 +6,7 @@
 
 use hyper::{StatusCode, body::Bytes};
 
-/// The most bytes of heads, chunk sizes and trailers that are kept; a header field may have as many.
+/// The maximum length in bytes of a head, of the line with the size of a chunk, and of a line of the trailers.
 const LINE_LIMIT: usize = 300 << 10;
 
 /// What the status line begins with.

@@ -223,7 +223,7 @@ async fn try_observe(
         observe: true,
     };
     let policy = service.policy();
-    // Checked before the name is looked up: whom no rule names learns nothing of the host.
+    // Checked before the name is looked up, so that a user without a rule learns nothing about the host.
     plan::rule_of(&policy, &caller.subject)?;
     let requested = RequestedLease { interface: canonical(&call.interface), ..requested };
     allowed(policy.requested(&caller.subject, &requested))?;

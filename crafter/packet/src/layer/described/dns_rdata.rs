@@ -19,7 +19,8 @@ const fn kind(name: &'static str, number: fn() -> Value) -> FieldInfo {
 const CACHE_FLUSH: FieldInfo = uint("cacheflush", 1, d!(0), "Replaces known records (RFC 6762, section 10.2)");
 const CLASS: FieldInfo = field("rclass", Form::DnsClass, 15, Some(d!(1)), "Class, 1 for the internet");
 const WIDE_CLASS: FieldInfo = field("rclass", Form::DnsClass, 16, Some(d!(1)), "Class, 1 for the internet");
-const TTL: FieldInfo = uint("ttl", 32, d!(0), "Time to live in seconds");
+const TTL: FieldInfo =
+    uint("ttl", 32, d!(0), "How long the record may be cached, in seconds (RFC 1035, section 3.2.1)");
 const RDLEN: FieldInfo = field("rdlen", Form::Length(Of::Behind, 1, 0), 16, None, "Length of the data in bytes");
 
 /// A record with the fields of its data.
@@ -185,7 +186,7 @@ pub(super) const TABLE: &[Description] = &[
         kind("typecovered", d!(1)),
         uint("algorithm", 8, d!(5), "Algorithm"),
         uint("labels", 8, d!(0), "Number of labels"),
-        uint("originalttl", 32, d!(0), "Original time to live in seconds"),
+        uint("originalttl", 32, d!(0), "TTL of the signed records in their zone, in seconds (RFC 4034, section 3.1.4)"),
         uint("expiration", 32, d!(0), "Seconds since 1970"),
         uint("inception", 32, d!(0), "Seconds since 1970"),
         uint("keytag", 16, d!(0), "Tag of the key"),
